@@ -1,0 +1,1 @@
+"""Generative multi-behavior recommendation on Hugging Face."""

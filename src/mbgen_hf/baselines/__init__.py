@@ -1,0 +1,1 @@
+"""What a user would otherwise use, behind one small interface."""

@@ -1,0 +1,171 @@
+"""The sequence table: one row per user, held as flat arrays, stored as Parquet that `datasets` reads."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, Features, List, Value
+
+from mbgen_hf.data.behavior_schema import BehaviorSchema
+
+
+SEQUENCES_FILE = "sequences.parquet"
+CATALOG_FILE = "catalog.parquet"
+SCHEMA_FILE = "schema.json"
+
+
+@dataclass(frozen=True)
+class SequenceTable:
+    """Every user's interactions in time order, as flat arrays cut by `offsets` (compressed rows).
+
+    The interactions of user row `u` are the positions `offsets[u]:offsets[u + 1]` of `items`, `behaviors`,
+    `timestamps` and `session_ids`.
+
+    Args:
+        schema: the behaviors.
+        user_ids: `(num_users,)` raw user ids, `int64` or unicode, ascending.
+        item_ids: `(num_items,)` raw item ids, `int64` or unicode, ascending: the catalog, indexed by `items`.
+        offsets: `(num_users + 1,)` `int64`.
+        items: `(num_interactions,)` `int32` catalog indices.
+        behaviors: `(num_interactions,)` `int8` class labels of `schema`.
+        timestamps: `(num_interactions,)` `int64` seconds.
+        session_ids: `(num_interactions,)` `int32`, counted from 0 within each user, or `None`.
+    """
+
+    schema: BehaviorSchema
+    user_ids: np.ndarray
+    item_ids: np.ndarray
+    offsets: np.ndarray
+    items: np.ndarray
+    behaviors: np.ndarray
+    timestamps: np.ndarray
+    session_ids: np.ndarray | None = None
+
+    @property
+    def num_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def num_interactions(self) -> int:
+        return len(self.items)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """`(num_users,)` number of interactions of each user."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def from_log(cls, frame: pl.DataFrame, schema: BehaviorSchema) -> "SequenceTable":
+        """Group an interaction log by user.
+
+        Args:
+            frame: columns `user_id`, `item_id` (integer or string), `behavior` (class label of `schema`),
+                `timestamp` (seconds), optionally `session_id`; any row order, ties in time keep it.
+            schema: the behaviors.
+
+        Raises:
+            ValueError: the frame has no rows.
+        """
+        if frame.is_empty():
+            raise ValueError("`frame`: expected at least one interaction, found none")
+        frame = frame.sort("user_id", "timestamp", maintain_order=True)
+        users = frame["user_id"].rle().struct.unnest()
+        catalog = frame["item_id"].unique().sort()
+        index = pl.DataFrame({"item_id": catalog}).with_row_index("item_index")
+        items = frame.select("item_id").join(index, on="item_id", how="left", maintain_order="left")["item_index"]
+        return cls(
+            schema=schema,
+            user_ids=_raw_ids(users["value"]),
+            item_ids=_raw_ids(catalog),
+            offsets=np.concatenate([[0], np.cumsum(users["len"].to_numpy(), dtype=np.int64)]).astype(np.int64),
+            items=items.to_numpy().astype(np.int32),
+            behaviors=frame["behavior"].cast(pl.Int8).to_numpy(),
+            timestamps=frame["timestamp"].cast(pl.Int64).to_numpy(),
+            session_ids=frame["session_id"].cast(pl.Int32).to_numpy() if "session_id" in frame.columns else None,
+        )
+
+    def features(self) -> Features:
+        """The `datasets` features of one row."""
+        features = {
+            "user_id": Value("string" if self.user_ids.dtype.kind == "U" else "int64"),
+            "item_ids": List(Value("int32")),
+            "behaviors": List(ClassLabel(names=list(self.schema.names))),
+            "timestamps": List(Value("int64")),
+        }
+        if self.session_ids is not None:
+            features["session_ids"] = List(Value("int32"))
+        return Features(features)
+
+    def to_dataset(self) -> Dataset:
+        """One row per user, with `ClassLabel` behaviors."""
+        return Dataset(self._to_arrow())
+
+    def save(self, folder: str | Path) -> None:
+        """Write `sequences.parquet`, `catalog.parquet` and `schema.json` into an existing folder."""
+        folder = Path(folder)
+        pq.write_table(self._to_arrow(), folder / SEQUENCES_FILE)
+        pq.write_table(pa.table({"item_id": pa.array(self.item_ids)}), folder / CATALOG_FILE)
+        (folder / SCHEMA_FILE).write_text(json.dumps(self.schema.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SequenceTable":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the folder lacks one of the three files.
+        """
+        folder = Path(folder)
+        for name in (SEQUENCES_FILE, CATALOG_FILE, SCHEMA_FILE):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder}: expected a prepared folder holding {name}, found none; run `mbgen prepare`")
+        table = pq.read_table(folder / SEQUENCES_FILE)
+
+        def flat(name: str) -> np.ndarray:
+            return table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+
+        lengths = np.diff(table["item_ids"].combine_chunks().offsets.to_numpy())
+        return cls(
+            schema=BehaviorSchema.from_dict(json.loads((folder / SCHEMA_FILE).read_text(encoding="utf-8"))),
+            user_ids=_raw_ids(pl.from_arrow(table["user_id"])),
+            item_ids=_raw_ids(pl.from_arrow(pq.read_table(folder / CATALOG_FILE)["item_id"])),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            items=flat("item_ids"),
+            behaviors=flat("behaviors").astype(np.int8),
+            timestamps=flat("timestamps"),
+            session_ids=flat("session_ids") if "session_ids" in table.column_names else None,
+        )
+
+    def _to_arrow(self) -> pa.Table:
+        features = self.features()
+
+        def lists(values: np.ndarray) -> pa.Array:
+            return pa.LargeListArray.from_arrays(pa.array(self.offsets), pa.array(values))
+
+        columns = {
+            "user_id": pa.array(self.user_ids),
+            "item_ids": lists(self.items),
+            "behaviors": lists(self.behaviors),
+            "timestamps": lists(self.timestamps),
+        }
+        if self.session_ids is not None:
+            columns["session_ids"] = lists(self.session_ids)
+        schema = features.arrow_schema
+        return pa.table({name: column.cast(schema.field(name).type) for name, column in columns.items()}, schema=schema)
+
+
+def _raw_ids(ids: pl.Series) -> np.ndarray:
+    """Raw ids as `int64` where they are integers, else as a numpy unicode array."""
+    if ids.dtype.is_integer():
+        return ids.cast(pl.Int64).to_numpy()
+    return np.array(ids.cast(pl.String).to_list(), dtype=np.str_)
+
+
+__all__ = ["CATALOG_FILE", "SCHEMA_FILE", "SEQUENCES_FILE", "SequenceTable"]

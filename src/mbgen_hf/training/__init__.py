@@ -1,0 +1,1 @@
+"""Trainer glue, presets and callbacks."""
