@@ -1,0 +1,119 @@
+"""Configuration of MBGen."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import SwitchTransformersConfig
+
+from .token_space import BOS, EOS, PAD, TokenSpace
+
+
+@strict
+class MBGenConfig(SwitchTransformersConfig):
+    r"""
+    Configuration of MBGen (Liu et al. 2024), an encoder-decoder on SwitchTransformers. The defaults are the paper's
+    section 4.1.4. Fields not listed here are those of [`SwitchTransformersConfig`]; its router fields are unused,
+    since a token's expert follows from the token's slot.
+
+    Args:
+        behaviors (`list[str]`): behavior names in class-label order.
+        behavior_levels (`list[int]`, *optional*): level of each behavior, 0 = weakest; 0, 1, 2, ... by default.
+        target_behavior (`str`, *optional*): the target behavior; the last one by default.
+        code_sizes (`list[int]`): number of ids of each code level; its length is the number of code levels m.
+        num_user_tokens (`int`): size of the hashed user vocabulary; 0 disables user tokens.
+        num_items (`int`): number of items of the catalog the model generates from; 0 until `set_catalog`.
+        routed_encoder_layers (`list[int]`): encoder layers with slot-routed experts (section 3.4).
+        routed_decoder_layers (`list[int]`, *optional*): decoder layers with slot-routed experts; all by default.
+        injection_encoder_layers, injection_decoder_layers (`list[int]`, *optional*): layers whose feed-forward also
+            reads the behavior of its token; the first two by default.
+        behavior_embedding_dim (`int`): width of the injected behavior embedding.
+        inject_behavior_tokens (`bool`): whether a behavior token injects its own behavior (released code) instead of
+            the padding row (paper).
+        vocab_size (`int`, *optional*): follows from the token space; checked when given.
+
+    Raises:
+        ValueError: names, levels, layer lists or sizes that contradict each other (`validate_architecture`).
+    """
+
+    model_type = "mbgen"
+
+    vocab_size: int | None = None
+    d_model: int = 256
+    d_kv: int = 64
+    d_ff: int = 512
+    num_layers: int = 4
+    num_decoder_layers: int | None = 4
+    num_heads: int = 6
+    dropout_rate: float | int = 0.0
+    num_sparse_encoder_layers: int = 0
+    num_sparse_decoder_layers: int = 0
+    pad_token_id: int | None = PAD
+    bos_token_id: int | None = BOS
+    eos_token_id: int | list[int] | None = EOS
+    decoder_start_token_id: int | None = BOS
+
+    behaviors: list[str] | tuple[str, ...] = ("click", "purchase")
+    behavior_levels: list[int] | tuple[int, ...] | None = None
+    target_behavior: str | None = None
+    code_sizes: list[int] | tuple[int, ...] = (64, 64, 64)
+    num_user_tokens: int = 2000
+    num_items: int = 0
+    routed_encoder_layers: list[int] | tuple[int, ...] = ()
+    routed_decoder_layers: list[int] | tuple[int, ...] | None = None
+    injection_encoder_layers: list[int] | tuple[int, ...] | None = None
+    injection_decoder_layers: list[int] | tuple[int, ...] | None = None
+    behavior_embedding_dim: int = 64
+    inject_behavior_tokens: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.num_decoder_layers is None:
+            self.num_decoder_layers = self.num_layers
+        self.behaviors, self.code_sizes = list(self.behaviors), list(self.code_sizes)
+        if self.behavior_levels is None:
+            self.behavior_levels = list(range(len(self.behaviors)))
+        if self.target_behavior is None:
+            self.target_behavior = self.behaviors[-1] if self.behaviors else None
+        if self.routed_decoder_layers is None:
+            self.routed_decoder_layers = list(range(self.num_decoder_layers))
+        if self.injection_encoder_layers is None:
+            self.injection_encoder_layers = list(range(min(2, self.num_layers)))
+        if self.injection_decoder_layers is None:
+            self.injection_decoder_layers = list(range(min(2, self.num_decoder_layers)))
+        if self.vocab_size is None:
+            self.vocab_size = self.token_space.vocab_size
+        self.num_experts = self.token_space.num_slots
+        super().__post_init__(**kwargs)
+
+    @property
+    def token_space(self) -> TokenSpace:
+        """The layout of token ids."""
+        return TokenSpace(tuple(self.behaviors), tuple(self.code_sizes), self.num_user_tokens)
+
+    def validate_architecture(self):
+        """Check the fields against each other."""
+        super().validate_architecture()
+        space = self.token_space
+        if self.vocab_size != space.vocab_size:
+            raise ValueError(
+                f"`vocab_size`: expected {space.vocab_size} from behaviors, code sizes and user tokens, "
+                f"found {self.vocab_size}"
+            )
+        if len(self.behavior_levels) != len(self.behaviors):
+            raise ValueError(
+                f"`behavior_levels`: expected {len(self.behaviors)} levels for {self.behaviors}, "
+                f"found {list(self.behavior_levels)}"
+            )
+        if self.target_behavior not in self.behaviors:
+            raise ValueError(f"`target_behavior`: expected one of {self.behaviors}, found {self.target_behavior!r}")
+        for name, count in (
+            ("routed_encoder_layers", self.num_layers),
+            ("injection_encoder_layers", self.num_layers),
+            ("routed_decoder_layers", self.num_decoder_layers),
+            ("injection_decoder_layers", self.num_decoder_layers),
+        ):
+            layers = list(getattr(self, name))
+            if len(set(layers)) != len(layers) or any(not 0 <= layer < count for layer in layers):
+                raise ValueError(f"`{name}`: expected distinct layers from 0 to {count - 1}, found {layers}")
+
+
+MBGenConfig.register_for_auto_class()
+
+__all__ = ["MBGenConfig"]

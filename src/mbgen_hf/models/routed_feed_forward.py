@@ -1,0 +1,178 @@
+"""Position-routed experts and behavior injection, shared by MBGen (section 3.4) and GAMER (equation 5).
+
+A token's expert is its slot. Tokens are brought into slot order once per forward pass, the experts then are one
+grouped matrix product per weight, and the results are put back. All of it stays on the device: no boolean indexing,
+no host synchronisation, no capacity, no router probability.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where the tokens of one forward pass go; made once by a stack and read by each of its layers.
+
+    Args:
+        order: `(num_tokens,)` flat positions in slot order, stable.
+        restore: `(num_tokens,)` the inverse permutation.
+        ends: `(num_slots,)` `int32`, where each slot's tokens end in slot order.
+        behaviors: `(batch_size, seq_len)` row of the behavior embedding of every token, 0 = padding.
+    """
+
+    order: torch.Tensor
+    restore: torch.Tensor
+    ends: torch.Tensor
+    behaviors: torch.Tensor
+
+    @classmethod
+    def from_slots(cls, slots: torch.Tensor, behaviors: torch.Tensor, num_slots: int) -> "Routing":
+        """Sort tokens by slot.
+
+        Args:
+            slots (`torch.LongTensor` of shape `(batch_size, seq_len)`): from 0 to `num_slots - 1`.
+            behaviors (`torch.LongTensor` of shape `(batch_size, seq_len)`): rows of the behavior embedding.
+            num_slots: number of experts.
+        """
+        flat = slots.reshape(-1)
+        order = flat.argsort(stable=True)
+        restore = torch.empty_like(order).scatter_(0, order, torch.arange(flat.numel(), device=flat.device))
+        ends = (flat[:, None] <= torch.arange(num_slots, device=flat.device)).sum(0, dtype=torch.int32)
+        return cls(order, restore, ends, behaviors)
+
+
+def grouped_matmul(states: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Multiply each group of rows with its own matrix.
+
+    Args:
+        states: `(num_tokens, d_in)`, groups one after the other.
+        weight: `(num_groups, d_in, d_out)`.
+        ends: `(num_groups,)` `int32`, end row of each group.
+
+    Returns:
+        `(num_tokens, d_out)`
+    """
+    device = states.device.type
+    if torch.is_autocast_enabled(device):
+        # `grouped_mm` is on no autocast list: without the casts it would run in float32.
+        dtype = torch.get_autocast_dtype(device)
+        states, weight = states.to(dtype), weight.to(dtype)
+    if states.dtype == torch.float64:
+        # The kernel has no float64. Every matrix on every row is slower but exact, and float64 is for checking only.
+        group = torch.bucketize(torch.arange(states.shape[0], device=states.device), ends, right=True)
+        every = torch.einsum("td,gdo->gto", states, weight)
+        return every[group, torch.arange(states.shape[0], device=states.device)]
+    if torch.compiler.is_compiling():
+        return _grouped_matmul_op(states, weight, ends)
+    return F.grouped_mm(states, weight, offs=ends)
+
+
+# Traced `F.grouped_mm` accepts bfloat16 only (its meta function rejects float32), so the compiled path sees an
+# opaque operator with the same kernel inside and its own backward.
+@torch.library.custom_op("mbgen_hf::grouped_matmul", mutates_args=())
+def _grouped_matmul_op(states: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    return F.grouped_mm(states, weight, offs=ends)
+
+
+@_grouped_matmul_op.register_fake
+def _(states: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    return states.new_empty(states.shape[0], weight.shape[2])
+
+
+@torch.library.custom_op("mbgen_hf::grouped_matmul_backward", mutates_args=())
+def _grouped_matmul_backward_op(
+    grad: torch.Tensor, states: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    grad = grad.contiguous()
+    return (
+        F.grouped_mm(grad, weight.transpose(1, 2), offs=ends),
+        F.grouped_mm(states.transpose(0, 1), grad, offs=ends),
+    )
+
+
+@_grouped_matmul_backward_op.register_fake
+def _(grad: torch.Tensor, states: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor):
+    return states.new_empty(states.shape), weight.new_empty(weight.shape)
+
+
+def _keep_for_backward(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _grouped_matmul_backward(ctx, grad: torch.Tensor):
+    return *_grouped_matmul_backward_op(grad, *ctx.saved_tensors), None
+
+
+_grouped_matmul_op.register_autograd(_grouped_matmul_backward, setup_context=_keep_for_backward)
+
+
+class RoutedLinear(nn.Module):
+    """One bias-free linear map per expert, on tokens in slot order.
+
+    `weight` has shape `(num_experts, out_features, in_features)`: expert e's slice is an `nn.Linear` weight.
+    """
+
+    def __init__(self, num_experts: int, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features))
+
+    def forward(self, states: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        return grouped_matmul(states, self.weight.transpose(1, 2), ends)
+
+
+class RoutedFeedForward(nn.Module):
+    """Feed-forward with one expert per slot, optionally fed with the behavior of each token.
+
+    Args:
+        d_model: width of the hidden states.
+        d_ff: inner width.
+        num_experts: number of slots, or 1 for a dense layer.
+        num_behaviors: number of behaviors, for the injected embedding.
+        injection_dim: width of the injected embedding; 0 for none.
+        activation: the non-linearity.
+        dropout: dropout on the inner activations.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        num_experts: int,
+        num_behaviors: int,
+        injection_dim: int,
+        activation: Callable[[torch.Tensor], torch.Tensor],
+        dropout: float,
+    ):
+        super().__init__()
+        self.routed = num_experts > 1
+        if injection_dim:
+            self.behavior_embedding = nn.Embedding(num_behaviors + 1, injection_dim)
+        else:
+            self.behavior_embedding = None
+        if self.routed:
+            self.wi = RoutedLinear(num_experts, d_model + injection_dim, d_ff)
+            self.wo = RoutedLinear(num_experts, d_ff, d_model)
+        else:
+            self.wi = nn.Linear(d_model + injection_dim, d_ff, bias=False)
+            self.wo = nn.Linear(d_ff, d_model, bias=False)
+        self.activation = activation
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden_states: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """`(batch_size, seq_len, d_model)` to the same shape."""
+        if self.behavior_embedding is not None:
+            behaviors = self.behavior_embedding(routing.behaviors).to(hidden_states.dtype)
+            hidden_states = torch.cat([hidden_states, behaviors], dim=-1)
+        if not self.routed:
+            return self.wo(self.dropout(self.activation(self.wi(hidden_states))))
+        shape = hidden_states.shape
+        states = hidden_states.reshape(-1, shape[-1])[routing.order]
+        states = self.dropout(self.activation(self.wi(states, routing.ends)))
+        return self.wo(states, routing.ends)[routing.restore].reshape(*shape[:-1], -1)
+
+
+__all__ = ["RoutedFeedForward", "RoutedLinear", "Routing", "grouped_matmul"]
