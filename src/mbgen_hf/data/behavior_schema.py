@@ -32,9 +32,7 @@ class BehaviorSchema:
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"`names`: expected each behavior once, found {list(self.names)}")
         if len(self.levels) != len(self.names):
-            raise ValueError(
-                f"`levels`: expected one level for each of {list(self.names)}, found {list(self.levels)}"
-            )
+            raise ValueError(f"`levels`: expected one level for each of {list(self.names)}, found {list(self.levels)}")
         if any(not isinstance(level, int) or level < 0 for level in self.levels):
             raise ValueError(f"`levels`: expected non-negative integers, found {list(self.levels)}")
         if self.target not in self.names:
@@ -44,7 +42,7 @@ class BehaviorSchema:
     def from_names(
         cls, names: Sequence[str], target: str | None = None, levels: Mapping[str, int] | None = None
     ) -> "BehaviorSchema":
-        """Build a schema from names in order of depth: levels default to 0, 1, 2, ... and the target to the last name."""
+        """Build a schema from names in order of depth: levels default to 0, 1, ... and the target to the last name."""
         names = tuple(names)
         if levels is None:
             return cls(names, tuple(range(len(names))), target or (names[-1] if names else ""))

@@ -68,28 +68,29 @@ class SequenceTable:
 
         Args:
             frame: columns `user_id`, `item_id` (integer or string), `behavior` (class label of `schema`),
-                `timestamp` (seconds), optionally `session_id`; any row order, ties in time keep it.
+                `timestamp` (seconds), optionally `session_id` (integer or string, renumbered within each user in
+                the order of first appearance); any row order, ties in time keep it.
             schema: the behaviors.
 
         Raises:
-            ValueError: the frame has no rows.
+            ValueError: the frame has no rows, lacks a column, holds nulls, or a label that `schema` does not have.
         """
-        if frame.is_empty():
-            raise ValueError("`frame`: expected at least one interaction, found none")
+        _check_log(frame, schema)
         frame = frame.sort("user_id", "timestamp", maintain_order=True)
         users = frame["user_id"].rle().struct.unnest()
         catalog = frame["item_id"].unique().sort()
         index = pl.DataFrame({"item_id": catalog}).with_row_index("item_index")
         items = frame.select("item_id").join(index, on="item_id", how="left", maintain_order="left")["item_index"]
+        offsets = np.concatenate([[0], np.cumsum(users["len"].to_numpy(), dtype=np.int64)]).astype(np.int64)
         return cls(
             schema=schema,
             user_ids=_raw_ids(users["value"]),
             item_ids=_raw_ids(catalog),
-            offsets=np.concatenate([[0], np.cumsum(users["len"].to_numpy(), dtype=np.int64)]).astype(np.int64),
+            offsets=offsets,
             items=items.to_numpy().astype(np.int32),
             behaviors=frame["behavior"].cast(pl.Int8).to_numpy(),
             timestamps=frame["timestamp"].cast(pl.Int64).to_numpy(),
-            session_ids=frame["session_id"].cast(pl.Int32).to_numpy() if "session_id" in frame.columns else None,
+            session_ids=_number_sessions(frame, offsets) if "session_id" in frame.columns else None,
         )
 
     def features(self) -> Features:
@@ -125,7 +126,9 @@ class SequenceTable:
         folder = Path(folder)
         for name in (SEQUENCES_FILE, CATALOG_FILE, SCHEMA_FILE):
             if not (folder / name).is_file():
-                raise ValueError(f"{folder}: expected a prepared folder holding {name}, found none; run `mbgen prepare`")
+                raise ValueError(
+                    f"{folder}: expected a prepared folder holding {name}, found none; run `mbgen prepare`"
+                )
         table = pq.read_table(folder / SEQUENCES_FILE)
 
         def flat(name: str) -> np.ndarray:
@@ -158,7 +161,33 @@ class SequenceTable:
         if self.session_ids is not None:
             columns["session_ids"] = lists(self.session_ids)
         schema = features.arrow_schema
-        return pa.table({name: column.cast(schema.field(name).type) for name, column in columns.items()}, schema=schema)
+        return pa.table(
+            {name: column.cast(schema.field(name).type) for name, column in columns.items()}, schema=schema
+        )
+
+
+def _check_log(frame: pl.DataFrame, schema: BehaviorSchema) -> None:
+    required = ["user_id", "item_id", "behavior", "timestamp"]
+    if missing := [name for name in required if name not in frame.columns]:
+        raise ValueError(f"`frame`: expected the columns {required}, found {frame.columns} without {missing}")
+    if frame.is_empty():
+        raise ValueError("`frame`: expected at least one interaction, found none")
+    if nulls := [name for name in frame.columns if name in (*required, "session_id") and frame[name].null_count()]:
+        raise ValueError(f"`frame`: expected no nulls, found some in {nulls}")
+    if not frame["behavior"].dtype.is_integer():
+        raise ValueError(f"`frame`: expected class labels in 'behavior', found {frame['behavior'].dtype} values")
+    low, high = frame["behavior"].min(), frame["behavior"].max()
+    if low < 0 or high >= len(schema):
+        raise ValueError(f"`frame`: expected behavior labels from 0 to {len(schema) - 1}, found {low} to {high}")
+
+
+def _number_sessions(frame: pl.DataFrame, offsets: np.ndarray) -> np.ndarray:
+    """Count each user's sessions from 0 in the order of their first interaction."""
+    position = pl.int_range(pl.len())
+    firsts = frame.select(position.first().over("user_id", "session_id")).to_series().to_numpy()
+    started = np.cumsum(firsts == np.arange(len(firsts)))  # sessions begun up to each interaction, over all users
+    before_user = np.repeat(started[offsets[:-1]], np.diff(offsets))
+    return (started[firsts] - before_user).astype(np.int32)
 
 
 def _raw_ids(ids: pl.Series) -> np.ndarray:
