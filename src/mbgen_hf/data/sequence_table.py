@@ -183,8 +183,8 @@ def _check_log(frame: pl.DataFrame, schema: BehaviorSchema) -> None:
 
 def _number_sessions(frame: pl.DataFrame, offsets: np.ndarray) -> np.ndarray:
     """Count each user's sessions from 0 in the order of their first interaction."""
-    position = pl.int_range(pl.len())
-    firsts = frame.select(position.first().over("user_id", "session_id")).to_series().to_numpy()
+    rows = frame.select("user_id", "session_id").with_row_index("row")
+    firsts = rows.select(pl.col("row").first().over("user_id", "session_id")).to_series().to_numpy()
     started = np.cumsum(firsts == np.arange(len(firsts)))  # sessions begun up to each interaction, over all users
     before_user = np.repeat(started[offsets[:-1]], np.diff(offsets))
     return (started[firsts] - before_user).astype(np.int32)
