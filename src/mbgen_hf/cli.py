@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if debug:
             raise
-        print(f"mbgen: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"mbgen: error: {' '.join(str(error).splitlines()) or type(error).__name__}", file=sys.stderr)
         return 2
 
 

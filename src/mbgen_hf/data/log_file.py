@@ -49,9 +49,17 @@ class LogFile:
         """`line 3` or `row 3`, counted from 1, of a row counted from 0."""
         return f"{'row' if self.kind == 'parquet' else 'line'} {row + self.first_line}"
 
+    def collect(self, query: pl.LazyFrame) -> pl.DataFrame:
+        """Run a query on `rows`; raises `ValueError` where the file turns out to be unreadable."""
+        try:
+            return query.collect(engine="streaming")
+        except (pl.exceptions.PolarsError, OSError) as error:
+            found = f"one that cannot be decoded ({shown(str(error).splitlines()[0])})"
+            raise bad_input(self.path, f"a whole {self.kind} file", found, remedy="fetch or write it again") from error
+
     def values(self, row: int) -> dict[str, str]:
         """The raw values of one row; only for error messages, it runs through the file."""
-        return self.rows.slice(row, 1).collect().row(0, named=True)
+        return self.collect(self.rows.slice(row, 1)).row(0, named=True)
 
     def malformed_error(self, row: int) -> ValueError:
         """What is wrong with a line of `malformed`."""
@@ -182,8 +190,9 @@ def _positions(
 
 
 def _check_header(path: Path, columns: Mapping[str, str | int], header: list[str]) -> None:
+    named = any(isinstance(column, str) for column in columns.values())
     repeated = sorted({name for name in header if name and header.count(name) > 1})
-    if repeated:
+    if repeated and named:
         raise bad_input(
             path,
             "each header name once",

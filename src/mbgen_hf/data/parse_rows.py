@@ -30,12 +30,12 @@ REASONS = {
 
 
 def guess_kinds(sample: pl.DataFrame) -> dict[str, str]:
-    """The narrowest kind that holds the first values of each id and timestamp column."""
+    """The narrowest kind that holds any of the first values: too narrow costs a pass, too wide would stay so."""
     kinds = {}
     for role in sample.columns:
         if role != "behavior":
             forms = {"integer": r"^-?\d+$", "float": r"^-?\d+(\.0+)?$"}
-            fits = [kind for kind, form in forms.items() if sample[role].str.contains(form).all()]
+            fits = [kind for kind, form in forms.items() if sample[role].str.contains(form).any()]
             kinds[role] = fits[0] if fits else "string"
     if kinds.get("timestamp") == "string":
         kinds["timestamp"] = "float"  # the widest kind of a timestamp: what else it may be says its format
@@ -68,7 +68,7 @@ def parse_rows(
         reason = pl.when(failed).then(pl.lit(code, dtype=pl.UInt8)).otherwise(reason)
     roles = [role for role in ROLES if role in file.columns]
     columns = [pl.col(f"typed {role}").alias(role) for role in roles]
-    frame = typed.select(*columns, reason.alias("reason")).collect(engine="streaming")
+    frame = file.collect(typed.select(*columns, reason.alias("reason")))
     if frame.height != file.num_rows:
         raise RuntimeError(f"{file.path}: {file.num_rows} rows in the file, {frame.height} parsed")
     if len(file.malformed):

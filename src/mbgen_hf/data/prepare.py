@@ -84,7 +84,7 @@ def prepare(
     report = _report(paths, reading | filtering, log.report, steps, table)
     with written_whole(folder) as new:
         table.save(new)
-        text = json.dumps(report, indent=2, ensure_ascii=False)
+        text = json.dumps(report, indent=2, ensure_ascii=False, default=str)
         (new / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
     return table, report
 

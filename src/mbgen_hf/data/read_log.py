@@ -181,7 +181,7 @@ def _found_behaviors(files: list[LogFile]) -> dict[str, int]:
         if len(file.malformed):
             row = pl.int_range(pl.len(), dtype=pl.Int64)
             rows = rows.filter(~row.is_in(file.malformed.tolist()))
-        counts = rows.group_by("behavior").len().collect(engine="streaming")
+        counts = file.collect(rows.group_by("behavior").len())
         header = str(file.columns["behavior"]) if file.has_header else ""
         found.update({canonical(value): count for value, count in counts.rows() if value not in ("", header)})
     return dict(found)
@@ -191,14 +191,10 @@ def _parse_all(
     files: list[LogFile], values: BehaviorValues, times: TimestampFormat
 ) -> tuple[list[pl.DataFrame], dict[str, str]]:
     """Parse every file, all with the same kinds of ids: what one file needs holds for the others."""
-    kinds = guess_kinds(files[0].rows.head(SAMPLE_ROWS).collect())
+    kinds = guess_kinds(files[0].collect(files[0].rows.head(SAMPLE_ROWS)))
     frames: list[pl.DataFrame] = []
     while len(frames) < len(files):
-        try:
-            frame = parse_rows(files[len(frames)], kinds, values, times)
-        except pl.exceptions.PolarsError as error:
-            found = f"something polars cannot read ({shown(str(error).splitlines()[0])})"
-            raise bad_input(files[len(frames)].path, "a readable file", found) from error
+        frame = parse_rows(files[len(frames)], kinds, values, times)
         if wider := suspects(frame):
             # Integers stay integers when some are written as floats; only strings change the files before.
             before, kinds = kinds, widen(kinds, wider)
@@ -225,7 +221,7 @@ def _raise_first_bad(file: LogFile, frame: pl.DataFrame, values: BehaviorValues,
         role, expected, remedy = "behavior", values.expected, "map it with `behaviors` or list it in `drop_behaviors`"
     elif reason in EMPTY.values():
         role = next(role for role, code in EMPTY.items() if code == reason)
-        expected = f"a {role}"
+        expected = f"an id for {role!r}"
     elif times.format == "s" and raw["timestamp"].isdecimal() and int(raw["timestamp"]) > MAX_SECONDS:
         remedy = "beyond year 9999 as seconds: use timestamp format 'ms' if it is milliseconds"
     if row == 0 and file.kind == "text" and not file.has_header:
@@ -269,13 +265,14 @@ def _report(
             f"no interaction left: of {rows} rows {dict(dropped)} were dropped by behavior and {dict(skipped)} skipped"
         )
     counts = dict(frame["behavior"].value_counts().rows())
+    users, items = frame.select(pl.col("user_id", "item_id").n_unique()).row(0)
     return ReadReport(
         rows=rows,
         kept=frame.height,
         dropped=dict(dropped),
         skipped=dict(skipped),
-        users=frame["user_id"].n_unique(),
-        items=frame["item_id"].n_unique(),
+        users=users,
+        items=items,
         behaviors={name: counts.get(label, 0) for label, name in enumerate(values.schema.names)},
         behavior_source=values.source,
         id_types={
