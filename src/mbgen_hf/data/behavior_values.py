@@ -19,7 +19,7 @@ MAX_FOUND = 20
 
 def canonical(value: Any) -> str:
     """A raw value as text, `1.0` as `1`: a numeric column comes either way, depending on who wrote the file."""
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value))
+    return re.sub(r"^(-?\d+)\.0$", r"\1", str(value))
 
 
 @dataclass(frozen=True)

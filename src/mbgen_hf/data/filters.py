@@ -70,9 +70,9 @@ def _frequent_items(frame: pl.DataFrame, minimum: int, count_over: str) -> pl.Da
         return frame
     counted = frame.select("item_id")
     if count_over == "train":
-        # Sorted by user, so position and number of rows within the user say how many are still to come.
-        later = pl.len().over("user_id").cast(pl.Int64) - pl.int_range(pl.len()).over("user_id") - 1
-        counted = frame.lazy().filter(later >= HELD_OUT).select("item_id").collect()
+        # Sorted by user: a row is in the training part when the row two below it still has the same user.
+        training = pl.col("user_id") == pl.col("user_id").shift(-HELD_OUT)
+        counted = frame.lazy().filter(training).select("item_id").collect()
     enough = counted.group_by("item_id").len().filter(pl.col("len") >= minimum)
     return frame.join(enough, on="item_id", how="semi", maintain_order="left")
 
@@ -84,11 +84,16 @@ def _active_users(frame: pl.DataFrame, minimum: int) -> pl.DataFrame:
     return frame.join(enough, on="user_id", how="semi", maintain_order="left")
 
 
+def _sizes(frame: pl.DataFrame) -> tuple[int, int, int]:
+    """Rows, users and items."""
+    return (frame.height, *frame.select(pl.col("user_id", "item_id").n_unique()).row(0))
+
+
 def _step(before: pl.DataFrame, after: pl.DataFrame, steps: list[FilterStep], kind: str, minimum: int) -> pl.DataFrame:
-    counts = []
-    for name in (None, "user_id", "item_id"):
-        counts += [frame.height if name is None else frame[name].n_unique() for frame in (before, after)]
-    steps.append(FilterStep(f"{kind} with at least {minimum} interactions", *counts))
+    old = (steps[-1].rows_after, steps[-1].users_after, steps[-1].items_after) if steps else _sizes(before)
+    new = old if after.height == before.height else _sizes(after)
+    both = [size for pair in zip(old, new, strict=True) for size in pair]
+    steps.append(FilterStep(f"{kind} with at least {minimum} interactions", *both))
     if after.is_empty():
         step = steps[-1]
         raise ValueError(

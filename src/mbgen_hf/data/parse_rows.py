@@ -34,7 +34,7 @@ def guess_kinds(sample: pl.DataFrame) -> dict[str, str]:
     kinds = {}
     for role in sample.columns:
         if role != "behavior":
-            forms = {"integer": r"^-?\d+$", "float": r"^-?\d+(\.0+)?$"}
+            forms = {"integer": r"^-?\d+$", "float": r"^-?\d+(\.0)?$"}
             fits = [kind for kind, form in forms.items() if sample[role].str.contains(form).any()]
             kinds[role] = fits[0] if fits else "string"
     if kinds.get("timestamp") == "string":
@@ -86,9 +86,10 @@ def _id(value: pl.Expr, kind: str) -> pl.Expr:
     """An id as `Int64`, null where it is none, or as it is: `007` and `+7` are not 7."""
     if kind == "string":
         return value
-    text = value.str.replace(r"\.0+$", "") if kind == "float" else value
-    number = text.cast(pl.Int64, strict=False)
-    return pl.when(number.cast(pl.String) == text).then(number)
+    text = value.str.strip_suffix(".0") if kind == "float" else value
+    zero_first = value.str.starts_with("0") & ~value.is_in(("0", "0.0"))
+    other_spelling = zero_first | value.str.starts_with("+") | value.str.starts_with("-0")
+    return pl.when(~other_spelling).then(text.cast(pl.Int64, strict=False))
 
 
 def _checks(file: LogFile, ids: list[str], kinds: Mapping[str, str], timestamp_code: int) -> list[tuple[pl.Expr, int]]:

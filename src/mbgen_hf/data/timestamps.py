@@ -69,7 +69,7 @@ class TimestampFormat:
             as_float: also take integral floats such as `1511544070.0` as epoch times.
         """
         if self.is_epoch:
-            integer = value.str.replace(r"\.0+$", "") if as_float else value
+            integer = value.str.strip_suffix(".0") if as_float else value
             seconds = integer.cast(pl.Int64, strict=False)
             seconds = seconds // 1000 if self.format == "ms" else seconds  # floors, so negative stays negative
         else:

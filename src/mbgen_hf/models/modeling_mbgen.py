@@ -240,6 +240,8 @@ class MBGenForConditionalGeneration(
         """
         if attention_mask is None and input_ids is not None:
             attention_mask = input_ids != self.config.pad_token_id
+        if labels is not None:
+            kwargs["use_cache"] = False  # A loss needs no keys and values of the past.
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -1,0 +1,205 @@
+"""Asks a model the questions of a protocol and scores its lists, beside the baselines."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from mbgen_hf.baselines.popularity import PopularityBaseline
+from mbgen_hf.baselines.recency import RecencyBaseline
+from mbgen_hf.data.batches import user_tokens
+from mbgen_hf.data.sequence_table import SequenceTable
+from mbgen_hf.evaluation.metrics import joint_ids, metrics_report, ranking_metrics
+from mbgen_hf.evaluation.protocols import TASKS, EvaluationCases, Split, Task, leave_one_out_cases, task_cases
+from mbgen_hf.models.token_space import BOS
+from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """Ranked lists, best first, for a number of cases.
+
+    Args:
+        items: `(num_cases, k)` `int32` catalog indices, padded with -1.
+        behaviors: `(num_cases, k)` `int8` class labels, padded with -1.
+        scores: `(num_cases, k)` `float64` log-probabilities, padded with `-inf`.
+    """
+
+    items: np.ndarray
+    behaviors: np.ndarray
+    scores: np.ndarray
+
+
+class Recommender:
+    """A model and its tokenizer, answering for the cases of a sequence table.
+
+    Args:
+        model: anything whose `generate` is constrained to the catalog, such as `MBGenForConditionalGeneration`.
+        tokenizer: its tokenizer, with the catalog.
+        table: the sequences; their catalog indices must be the tokenizer's.
+        num_beams: width of the beam search.
+        batch_size: histories per `generate` call.
+
+    Raises:
+        ValueError: the table has another catalog than the tokenizer.
+    """
+
+    def __init__(
+        self,
+        model,
+        tokenizer: InteractionTokenizer,
+        table: SequenceTable,
+        num_beams: int = 50,
+        batch_size: int = 64,
+    ):
+        if not np.array_equal(tokenizer.item_ids, table.item_ids):
+            raise ValueError(
+                f"`table`: expected the catalog of the checkpoint ({len(tokenizer.item_ids)} items), found "
+                f"{table.num_items} items that are not the same; prepare the data the model was trained on"
+            )
+        if tuple(tokenizer.token_space.behaviors) != table.schema.names:
+            raise ValueError(
+                f"`table`: expected the behaviors {list(tokenizer.token_space.behaviors)} of the checkpoint, "
+                f"found {list(table.schema.names)}"
+            )
+        self.model, self.tokenizer, self.table = model, tokenizer, table
+        self.num_beams, self.batch_size = num_beams, batch_size
+        self.user_tokens = user_tokens(table, tokenizer)
+
+    def recommend(
+        self, cases: EvaluationCases, k: int, behavior: np.ndarray | None, progress: bool = False
+    ) -> Recommendations:
+        """Rank items, or pairs of behavior and item, for every case.
+
+        Under `accelerate launch` each process answers for its share of the cases and gets all answers back; a case
+        is answered once, however many processes there are.
+
+        Args:
+            cases: the questions; targets are not read.
+            k: length of the lists.
+            behavior: `(num_cases,)` class labels to ask for, or `None` to let the model predict the behavior too.
+            progress: whether to show a progress bar.
+        """
+        state = PartialState()
+        # Rows of similar length share a batch; every process takes every n-th batch and fills only its own rows.
+        order = np.argsort(cases.history_end - cases.history_start, kind="stable")
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        items = torch.zeros(len(cases), k, dtype=torch.int64)
+        behaviors, scores = torch.zeros_like(items), torch.zeros(len(cases), k, dtype=torch.float64)
+        was_training = self.model.training
+        self.model.eval()
+        for rows in tqdm(batches[state.process_index :: state.num_processes], disable=not progress, desc="recommend"):
+            asked = None if behavior is None else behavior[rows]
+            output = self._generate(cases.select(rows), k, asked)
+            rows = torch.from_numpy(rows)
+            items[rows], behaviors[rows] = output["item_indices"].cpu(), output["behavior_indices"].cpu()
+            scores[rows] = output["sequences_scores"].view(len(rows), k).double().cpu()
+        self.model.train(was_training)
+        if state.num_processes > 1:
+            # Each process filled its own rows and left zeros elsewhere: the sum has every row once.
+            for values in (items, behaviors, scores):
+                values.copy_(_sum_over_processes(values))
+        return Recommendations(
+            items.numpy().astype(np.int32), behaviors.numpy().astype(np.int8), scores.numpy().astype(np.float64)
+        )
+
+    def _generate(self, cases: EvaluationCases, k: int, behavior: np.ndarray | None):
+        users = None if self.user_tokens is None else self.user_tokens[cases.users]
+        encoded = self.tokenizer.encode_interactions(
+            self.table.items, self.table.behaviors, cases.history_start, cases.history_end, users
+        )
+        inputs = {name: torch.from_numpy(values).to(self.model.device) for name, values in encoded.items()}
+        space = self.tokenizer.token_space
+        if behavior is None:
+            prompt = torch.full((len(cases), 1), BOS)
+        else:
+            prompt = torch.from_numpy(behavior.astype(np.int64))[:, None] + space.behavior_offset
+        beams = max(self.num_beams, k)
+        return self.model.generate(
+            **inputs, prompt=prompt, num_beams=beams, num_return_sequences=k, return_dict_in_generate=True
+        )
+
+
+def _sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    state = PartialState()
+    total = values.to(state.device if state.device.type != "mps" else "cpu")
+    torch.distributed.all_reduce(total)
+    return total.cpu()
+
+
+def evaluate_tasks(
+    recommender: Recommender,
+    split: Split = "test",
+    tasks: Sequence[Task] = TASKS,
+    ks: Sequence[int] = (1, 5, 10),
+    max_users: int | None = None,
+    seed: int = 0,
+    baselines: bool = True,
+    progress: bool = False,
+) -> dict:
+    """Scores of a model, and of recency and popularity beside it, on the tasks of MBGen section 3.1.
+
+    Args:
+        recommender: the model on its data.
+        split: `"validation"` or `"test"` (leave-one-out).
+        tasks: `"target"`, `"behavior"` and `"behavior_item"`.
+        ks: cut-offs, ranked over the whole catalog.
+        max_users: evaluate a random sample of so many cases per task; all by default.
+        seed: of the sample.
+        baselines: whether to score recency and popularity on the same cases.
+        progress: whether to show progress bars.
+
+    Returns:
+        `{task: {model name: {group: {"n": count, metric: mean}}}}` with the groups of `metrics_report`.
+    """
+    table = recommender.table
+    every = leave_one_out_cases(table, split, recommender.tokenizer.max_history)
+    fitted = [baseline.fit(table) for baseline in (RecencyBaseline(), PopularityBaseline())] if baselines else []
+    report: dict = {}
+    for task in tasks:
+        cases = _sample(task_cases(every, task, table.schema), max_users, seed)
+        if len(cases) == 0:
+            raise ValueError(
+                f"`task`: expected {split} cases for the {task!r} task, found no user whose held-out behavior is "
+                f"{table.schema.target!r}"
+            )
+        asked = None if task == "behavior_item" else cases.behavior
+        answers = recommender.recommend(cases, max(ks), asked, progress)
+        report[task] = {"model": score(table, cases, answers, task, ks)}
+        for baseline in fitted:
+            answers = _baseline_answers(baseline, table, cases, max(ks), asked)
+            report[task][baseline.name] = score(table, cases, answers, task, ks)
+    return report
+
+
+def score(
+    table: SequenceTable, cases: EvaluationCases, answers: Recommendations, task: Task, ks: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """Metrics of ranked lists; in the behavior-item task both behavior and item must match (section 4.2.3)."""
+    predicted, targets = answers.items, cases.targets
+    if task == "behavior_item":
+        count = len(table.schema)
+        predicted = joint_ids(predicted, answers.behaviors, count)
+        targets = joint_ids(targets, cases.behavior[:, None], count)
+    per_case = ranking_metrics(predicted, targets, answers.scores, ks)
+    return metrics_report(per_case, cases.behavior, cases.seen_before(table), table.schema.names)
+
+
+def _sample(cases: EvaluationCases, count: int | None, seed: int) -> EvaluationCases:
+    if count is None or count >= len(cases):
+        return cases
+    return cases.select(np.sort(np.random.default_rng(seed).choice(len(cases), count, replace=False)))
+
+
+def _baseline_answers(baseline, table, cases, k: int, asked) -> Recommendations:
+    if asked is None:
+        items, behaviors, scores = baseline.recommend_pairs(table, cases, k)
+        return Recommendations(items, behaviors, scores)
+    items, scores = baseline.recommend(table, cases, k, behavior=asked)
+    return Recommendations(items, np.where(items >= 0, asked[:, None], -1).astype(np.int8), scores)
+
+
+__all__ = ["Recommendations", "Recommender", "evaluate_tasks", "score"]

@@ -1,0 +1,58 @@
+"""The evaluation report as a text table."""
+
+from collections.abc import Sequence
+
+
+TASK_TITLES = {
+    "target": "target behavior: the next item under the target behavior",
+    "behavior": "behavior-specific: the next item under the given behavior",
+    "behavior_item": "behavior-item: the next behavior and item, both right",
+}
+
+
+def format_report(report: dict, metrics: Sequence[str] | None = None) -> str:
+    """Lay out what `evaluate_tasks` returns, a block per task, a row per model.
+
+    Args:
+        report: `{task: {model name: {group: {"n": count, metric: mean}}}}`.
+        metrics: the columns; HR, recall is left out where it equals HR (one target per case).
+    """
+    blocks = []
+    for task, rows in report.items():
+        first = next(iter(rows.values()))["overall"]
+        names = list(metrics or (name for name in first if name != "n" and not name.startswith("recall")))
+        repeat, new = ("hr@10", "hr@10") if "hr@10" in first else (names[0], names[0])
+        header = ["", *(_title(name) for name in names), f"repeat {_title(repeat)}", f"new {_title(new)}"]
+        lines = [header]
+        for model, groups in rows.items():
+            cells = [f"{groups['overall'][name]:.4f}" for name in names]
+            split = [_cell(groups.get(group, {}), name) for group, name in (("repeat", repeat), ("new", new))]
+            lines.append([model, *cells, *split])
+        counts = next(iter(rows.values()))
+        shares = f"{counts['overall']['n']} cases"
+        if "repeat" in counts:
+            shares += f", {counts['repeat']['n']} repeats, {counts['new']['n']} new"
+        blocks.append(f"{TASK_TITLES.get(task, task)} ({shares})\n{_align(lines)}")
+    return "\n\n".join(blocks)
+
+
+def _title(metric: str) -> str:
+    return metric.replace("recall", "R").replace("ndcg", "NDCG").replace("hr", "HR")
+
+
+def _cell(group: dict, name: str) -> str:
+    return f"{group[name]:.4f}" if name in group else "-"
+
+
+def _align(lines: list[list[str]]) -> str:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+__all__ = ["format_report"]

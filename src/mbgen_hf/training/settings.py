@@ -1,0 +1,64 @@
+"""Settings of a training run: a preset, and what the user changes in it."""
+
+import copy
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+
+SECTIONS = ("item_ids", "model", "data", "training", "validation")
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(entry.name.removesuffix(".json") for entry in _folder().iterdir() if entry.name.endswith(".json"))
+
+
+def load_settings(preset: str, changes: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Read a preset and apply changes.
+
+    Args:
+        preset: one of `preset_names()`.
+        changes: `{"section.name": value}`, such as `{"model.d_model": 128, "training.num_train_epochs": 5}`.
+
+    Returns:
+        `{section: {name: value}}` with the sections `item_ids`, `model`, `data`, `training` and `validation`.
+
+    Raises:
+        ValueError: an unknown preset or section.
+    """
+    if preset not in preset_names():
+        raise ValueError(f"`preset`: expected one of {preset_names()}, found {preset!r}")
+    settings = json.loads((_folder() / f"{preset}.json").read_text(encoding="utf-8"))
+    for key, value in (changes or {}).items():
+        section, dot, name = key.partition(".")
+        if section not in SECTIONS or not dot or not name:
+            raise ValueError(f"`changes`: expected SECTION.NAME with a section of {list(SECTIONS)}, found {key!r}")
+        settings[section][name] = copy.deepcopy(value)
+    if "training.num_train_epochs" in (changes or {}) and "training.max_steps" not in (changes or {}):
+        # A number of steps would silently win over the epochs asked for.
+        settings["training"].pop("max_steps", None)
+    return settings
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """`"model.d_model=128"` to `("model.d_model", 128)`; a value that is not JSON is taken as a string.
+
+    Raises:
+        ValueError: no `=`.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"`--set`: expected SECTION.NAME=VALUE, found {text!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def _folder():
+    return files("mbgen_hf.training") / "presets"
+
+
+__all__ = ["SECTIONS", "load_settings", "parse_change", "preset_names"]
