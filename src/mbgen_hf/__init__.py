@@ -1,7 +1,7 @@
-"""Generative multi-behavior recommendation on Hugging Face: MBGen as `transformers` models.
+"""Generative multi-behavior recommendation on Hugging Face: MBGen as a `transformers` model.
 
-Importing the package registers its classes with the Auto classes. Everything that needs `datasets` or `polars` is
-imported on first use, so that models load where these are not installed.
+Importing the package registers its classes with the Auto classes. Whatever needs `datasets` or `polars` is imported on
+first use, so that models load where these are not installed.
 """
 
 from importlib import import_module
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from mbgen_hf.models.configuration_mbgen import MBGenConfig
+from mbgen_hf.models.constrained_generation import BehaviorConstraint, CatalogConstraint
 from mbgen_hf.models.item_trie import ItemTrie
 from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
 from mbgen_hf.models.token_space import TokenSpace
@@ -17,7 +18,75 @@ from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
 from mbgen_hf.version import __version__
 
 
+if TYPE_CHECKING:
+    from mbgen_hf.data.behavior_schema import BehaviorSchema
+    from mbgen_hf.data.prepare import prepare
+    from mbgen_hf.data.read_log import read_interaction_log
+    from mbgen_hf.data.sequence_table import SequenceTable
+    from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
+    from mbgen_hf.item_ids.chunked import chunked_item_ids
+    from mbgen_hf.recommendation import recommend
+    from mbgen_hf.simulation import simulate_shop
+    from mbgen_hf.training.checkpoint import load_checkpoint, push_checkpoint, save_checkpoint
+    from mbgen_hf.training.settings import load_settings
+    from mbgen_hf.training.train import build_model, train_mbgen
+
 AutoConfig.register("mbgen", MBGenConfig)
 AutoModel.register(MBGenConfig, MBGenForConditionalGeneration)
 AutoModelForSeq2SeqLM.register(MBGenConfig, MBGenForConditionalGeneration)
 AutoTokenizer.register(MBGenConfig, fast_tokenizer_class=InteractionTokenizer)
+
+_ON_FIRST_USE = {
+    "BehaviorSchema": "data.behavior_schema",
+    "Recommender": "evaluation.evaluator",
+    "SequenceTable": "data.sequence_table",
+    "build_model": "training.train",
+    "chunked_item_ids": "item_ids.chunked",
+    "evaluate_tasks": "evaluation.evaluator",
+    "load_checkpoint": "training.checkpoint",
+    "load_settings": "training.settings",
+    "prepare": "data.prepare",
+    "push_checkpoint": "training.checkpoint",
+    "read_interaction_log": "data.read_log",
+    "recommend": "recommendation",
+    "save_checkpoint": "training.checkpoint",
+    "simulate_shop": "simulation",
+    "train_mbgen": "training.train",
+}
+
+
+def __getattr__(name: str):
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ON_FIRST_USE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+__all__ = [
+    "BehaviorConstraint",
+    "BehaviorSchema",
+    "CatalogConstraint",
+    "InteractionTokenizer",
+    "ItemTrie",
+    "MBGenConfig",
+    "MBGenForConditionalGeneration",
+    "Recommender",
+    "SequenceTable",
+    "TokenSpace",
+    "__version__",
+    "build_model",
+    "chunked_item_ids",
+    "evaluate_tasks",
+    "load_checkpoint",
+    "load_settings",
+    "prepare",
+    "push_checkpoint",
+    "read_interaction_log",
+    "recommend",
+    "save_checkpoint",
+    "simulate_shop",
+    "train_mbgen",
+]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mbgen_hf.data.decompress import check_regular_file, plain_file, sniff_format
 from mbgen_hf.data.input_error import bad_input, listed, shown
@@ -14,6 +16,7 @@ from mbgen_hf.data.text_lines import TextFile
 
 REQUIRED_ROLES = ("user_id", "item_id", "behavior", "timestamp")
 ROLES = (*REQUIRED_ROLES, "session_id")
+PARQUET_BATCH_ROWS = 1 << 18
 NO_ROWS = np.empty(0, dtype=np.int64)
 
 
@@ -135,34 +138,52 @@ def open_log_file(
 
 def _open_parquet(path: Path, plain: Path, columns: Mapping[str, str | int], zone: str | None) -> LogFile:
     try:
-        lazy = pl.scan_parquet(plain, glob=False)
-        schema = lazy.collect_schema()
-        num_rows = lazy.select(pl.len()).collect().item()
-    except (pl.exceptions.PolarsError, OSError) as error:
+        with pq.ParquetFile(plain) as parquet:
+            header = parquet.schema_arrow.names
+            positions = _positions(path, columns, header, len(header))
+            for role, position in positions.items():
+                _check_type(path, role, parquet.schema_arrow.field(position))
+            frame = _parquet_frame(parquet, {role: header[position] for role, position in positions.items()})
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         found = f"a truncated or corrupt one ({shown(str(error).splitlines()[0])})"
         raise bad_input(path, "a whole Parquet file", found, remedy="fetch or write it again") from error
-    header = schema.names()
-    positions = _positions(path, columns, header, len(header))
-    if num_rows == 0:
+    if frame is None:
         raise bad_input(path, "at least one row", "none")
-    in_seconds = schema[header[positions["timestamp"]]].is_temporal()
-    selected = []
-    for role, position in positions.items():
-        selected.append(_as_text(path, header[position], schema[header[position]], role, zone).alias(role))
-    rows = lazy.select(selected)
-    return LogFile(path, "parquet", rows, num_rows, _names(columns, positions, header), in_seconds=in_seconds)
+    in_seconds = frame.schema["timestamp"].is_temporal()
+    rows = frame.lazy().select(_as_text(role, dtype, zone) for role, dtype in frame.schema.items())
+    return LogFile(path, "parquet", rows, frame.height, _names(columns, positions, header), in_seconds=in_seconds)
 
 
-def _as_text(path: Path, name: str, dtype: pl.DataType, role: str, zone: str | None) -> pl.Expr:
+def _parquet_frame(parquet: pq.ParquetFile, names: Mapping[str, str]) -> pl.DataFrame | None:
+    """The columns under the names of their roles, `None` without rows.
+
+    Read by pyarrow and checked batch by batch: on damaged pages polars aborts instead of raising.
+    """
+    frames = []
+    for batch in parquet.iter_batches(PARQUET_BATCH_ROWS, columns=list(names.values())):
+        batch.validate(full=True)
+        frames.append(pl.from_arrow(pa.table({role: batch.column(name) for role, name in names.items()})))
+    return pl.concat(frames, rechunk=False) if sum(frame.height for frame in frames) else None
+
+
+def _check_type(path: Path, role: str, column: pa.Field) -> None:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    dates = role == "timestamp" and (pa.types.is_timestamp(kind) or pa.types.is_date(kind))
+    if not (texts or numbers or dates):
+        expected = f"numbers{', dates' if role == 'timestamp' else ''} or strings for {role!r}"
+        raise bad_input(path, expected, f"{column.type} values", column=column.name)
+
+
+def _as_text(role: str, dtype: pl.DataType, zone: str | None) -> pl.Expr:
     """A Parquet column as strings, `""` for null; dates become epoch seconds."""
-    column = pl.col(name)
-    if dtype in (pl.Date, pl.Datetime):
+    column = pl.col(role)
+    if dtype.is_temporal():
         column = column.cast(pl.Datetime("us")) if dtype == pl.Date else column
-        if dtype == pl.Datetime and dtype.time_zone is None and zone is not None:
+        if zone is not None and (dtype == pl.Date or dtype.time_zone is None):
             column = column.dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null")
         column = column.dt.epoch("s")
-    elif dtype.is_nested() or dtype.is_temporal() or dtype in (pl.Binary, pl.Object):
-        raise bad_input(path, f"numbers or strings for {role!r}", f"{dtype} values", column=name)
     return column.cast(pl.String).fill_null("")
 
 

@@ -142,20 +142,19 @@ def read_interaction_log(
     drop_behaviors = tuple(drop_behaviors)
     if behaviors is not None or levels is not None:
         behavior_values(behaviors, drop_behaviors, target, levels)  # a contradiction need not wait for the files
+    paths = _as_paths(paths)
     with tempfile.TemporaryDirectory(prefix="mbgen-") as folder:
-        files = [
-            open_log_file(path, Path(folder), columns, has_header, separator, timezone) for path in _as_paths(paths)
-        ]
+        files = [open_log_file(path, Path(folder), columns, has_header, separator, timezone) for path in paths]
         _check_timezone_applies(files, times)
         found = _found_behaviors(files) if behaviors is None and levels is None else None
         values = behavior_values(behaviors, drop_behaviors, target, levels, found)
         frames, kinds = _parse_all(files, values, times)
         if on_bad_rows == "raise":
-            for file, frame in zip(files, frames, strict=True):
-                _raise_first_bad(file, frame, values, times)
-    reports = [_file_report(file, frame, values) for file, frame in zip(files, frames, strict=True)]
-    frame = pl.concat([_good_rows(frame) for frame in frames], rechunk=False)
-    return InteractionLog(frame, values.schema, _report(frame, reports, values, times, kinds))
+            _raise_first_bad(files, frames, values, times)
+        reports = [_file_report(file, frame, values) for file, frame in zip(files, frames, strict=True)]
+        del files  # the raw columns of Parquet files, no longer needed
+    log = pl.concat([_good_rows(frame) for frame in frames], rechunk=False)
+    return InteractionLog(log, values.schema, _report(log, reports, values, times, kinds))
 
 
 def _as_paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -205,16 +204,20 @@ def _parse_all(
     return frames, kinds
 
 
-def _raise_first_bad(file: LogFile, frame: pl.DataFrame, values: BehaviorValues, times: TimestampFormat) -> None:
-    bad = (frame["reason"] > DROPPED).arg_true()
-    if len(bad) == 0:
-        return
-    row = bad[0]
-    reason = frame["reason"][row]
+def _raise_first_bad(
+    files: list[LogFile], frames: list[pl.DataFrame], values: BehaviorValues, times: TimestampFormat
+) -> None:
+    for file, frame in zip(files, frames, strict=True):
+        bad = (frame["reason"] > DROPPED).arg_true()
+        if len(bad):
+            raise _row_error(file, bad[0], frame["reason"][bad[0]], values, times)
+
+
+def _row_error(file: LogFile, row: int, reason: int, values: BehaviorValues, times: TimestampFormat) -> ValueError:
     if reason == MALFORMED:
-        raise file.malformed_error(row)
+        return file.malformed_error(row)
     if reason == HEADER:
-        raise bad_input(file.path, "a row", "the header line again", at=file.place(row))
+        return bad_input(file.path, "a row", "the header line again", at=file.place(row))
     raw = file.values(row)
     role, expected, remedy = "timestamp", times.expected, None
     if reason == BEHAVIOR:
@@ -226,7 +229,7 @@ def _raise_first_bad(file: LogFile, frame: pl.DataFrame, values: BehaviorValues,
         remedy = "beyond year 9999 as seconds: use timestamp format 'ms' if it is milliseconds"
     if row == 0 and file.kind == "text" and not file.has_header:
         remedy = "if this line is a header, say so with `has_header`"
-    raise bad_input(
+    return bad_input(
         file.path, expected, shown(raw[role]), at=file.place(row), column=file.columns[role], remedy=remedy
     )
 

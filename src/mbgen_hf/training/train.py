@@ -21,12 +21,12 @@ from mbgen_hf.item_ids.chunked import chunked_item_ids
 from mbgen_hf.models.configuration_mbgen import MBGenConfig
 from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
+from mbgen_hf.training.checkpoint import save_checkpoint
 from mbgen_hf.training.settings import SECTIONS
 from mbgen_hf.training.trainer import RecommendationTrainer, TaskValidation
 
 
 SETTINGS_FILE = "training_settings.json"
-HISTORY_FILE = "training_history.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 
@@ -131,31 +131,6 @@ def train_mbgen(
     return TrainedModel(model, tokenizer, trainer.state.log_history)
 
 
-def save_checkpoint(
-    folder: str | Path,
-    model: MBGenForConditionalGeneration,
-    tokenizer: InteractionTokenizer,
-    history: list[dict[str, float]] | None = None,
-) -> None:
-    """Write model, code, tokenizer and catalog so that the folder is either loadable and whole or not loadable.
-
-    Files are written beside and moved in; `config.json`, without which nothing loads, goes first and comes last.
-    """
-    folder = Path(folder)
-    staging = folder / "unfinished-model"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    model.config.use_cache = True  # `Trainer` turns it off for its own passes.
-    model.save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
-    if history is not None:
-        (staging / HISTORY_FILE).write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-    (folder / "config.json").unlink(missing_ok=True)
-    for file in sorted(staging.iterdir(), key=lambda file: file.name == "config.json"):
-        os.replace(file, folder / file.name)
-    staging.rmdir()
-
-
 def _training_arguments(settings: dict[str, dict[str, Any]], output_dir: Path, seed: int) -> TrainingArguments:
     """`TrainingArguments` from the `training` section; what the section leaves out follows this package's defaults."""
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -167,7 +142,9 @@ def _training_arguments(settings: dict[str, dict[str, Any]], output_dir: Path, s
         "seed": seed,
         "per_device_eval_batch_size": 64,
         "logging_steps": 50,
+        # The best checkpoint can only be kept if one is written at every validation.
         "save_strategy": settings["training"].get("eval_strategy", "epoch"),
+        **({"save_steps": steps} if (steps := settings["training"].get("eval_steps")) is not None else {}),
         "save_total_limit": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": "ndcg@10",
@@ -229,4 +206,4 @@ def _difference(earlier: dict, now: dict) -> str:
     return "no difference"
 
 
-__all__ = ["TrainedModel", "build_model", "save_checkpoint", "train_mbgen"]
+__all__ = ["TrainedModel", "build_model", "train_mbgen"]

@@ -1,0 +1,63 @@
+"""Evaluating a checkpoint folder: scores on its data, recorded beside it."""
+
+import json
+from pathlib import Path
+
+from mbgen_hf.data.sequence_table import SequenceTable
+from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
+from mbgen_hf.training.checkpoint import load_checkpoint, write_text_whole
+from mbgen_hf.training.model_card import write_model_card
+
+
+EVALUATION_FILE = "evaluation.json"
+
+
+def evaluate_checkpoint(
+    recommender: Recommender, folder: str | Path | None, dataset: str, split: str = "test", **options
+) -> dict:
+    """Evaluate a model and write `evaluation.json` and the model card into its folder.
+
+    Args:
+        recommender: the model on its data.
+        folder: the checkpoint folder; `None` writes nothing (a model from the Hub).
+        dataset: name of the data, for the record.
+        split: `"validation"` or `"test"`.
+        options: as for `evaluate_tasks`.
+
+    Returns:
+        `{"dataset", "split", "num_beams", "max_users", "seed", "num_users", ..., "tasks": {...}}`
+    """
+    table: SequenceTable = recommender.table
+    tasks = evaluate_tasks(recommender, split, **options)
+    evaluation = {
+        "dataset": dataset,
+        "split": split,
+        "num_beams": recommender.num_beams,
+        "max_users": options.get("max_users"),
+        "seed": options.get("seed", 0),
+        "num_users": table.num_users,
+        "num_items": table.num_items,
+        "num_interactions": table.num_interactions,
+        "max_history": recommender.tokenizer.max_history,
+        "tasks": tasks,
+    }
+    if folder is not None:
+        write_text_whole(Path(folder) / EVALUATION_FILE, json.dumps(evaluation, indent=2) + "\n")
+        write_model_card(folder, recommender.model, recommender.tokenizer, evaluation)
+    return evaluation
+
+
+def name_card_after(folder: str | Path, repo_id: str) -> None:
+    """Write the model card again so that its example loads `repo_id`; needs a recorded evaluation.
+
+    Raises:
+        ValueError: no whole checkpoint, or no evaluation.
+    """
+    model, tokenizer = load_checkpoint(folder)
+    file = Path(folder) / EVALUATION_FILE
+    if not file.is_file():
+        raise ValueError(f"{folder}: expected {EVALUATION_FILE}, found none; run `mbgen evaluate` first")
+    write_model_card(folder, model, tokenizer, json.loads(file.read_text(encoding="utf-8")), repo_id)
+
+
+__all__ = ["EVALUATION_FILE", "evaluate_checkpoint", "name_card_after"]
