@@ -59,8 +59,11 @@ def filter_log(
     steps: list[FilterStep] = []
     while True:
         before = frame.height
-        frame = _step(frame, _frequent_items(frame, min_item_count, item_count_over), steps, "items", min_item_count)
-        frame = _step(frame, _active_users(frame, min_user_interactions), steps, "users", min_user_interactions)
+        frequent = _frequent_items(frame, min_item_count, item_count_over)
+        counted = "training interactions" if item_count_over == "train" else "interactions"
+        frame = _step(frame, frequent, steps, f"items with at least {min_item_count} {counted}")
+        active = _active_users(frame, min_user_interactions)
+        frame = _step(frame, active, steps, f"users with at least {min_user_interactions} interactions")
         if not iterative or frame.height == before:
             return frame, steps
 
@@ -89,11 +92,11 @@ def _sizes(frame: pl.DataFrame) -> tuple[int, int, int]:
     return (frame.height, *frame.select(pl.col("user_id", "item_id").n_unique()).row(0))
 
 
-def _step(before: pl.DataFrame, after: pl.DataFrame, steps: list[FilterStep], kind: str, minimum: int) -> pl.DataFrame:
+def _step(before: pl.DataFrame, after: pl.DataFrame, steps: list[FilterStep], name: str) -> pl.DataFrame:
     old = (steps[-1].rows_after, steps[-1].users_after, steps[-1].items_after) if steps else _sizes(before)
     new = old if after.height == before.height else _sizes(after)
     both = [size for pair in zip(old, new, strict=True) for size in pair]
-    steps.append(FilterStep(f"{kind} with at least {minimum} interactions", *both))
+    steps.append(FilterStep(name, *both))
     if after.is_empty():
         step = steps[-1]
         raise ValueError(

@@ -157,6 +157,8 @@ def evaluate_tasks(
     """
     table = recommender.table
     every = leave_one_out_cases(table, split, recommender.tokenizer.max_history)
+    # The baselines see what the paper's setting shows, however short a history the model was built for.
+    shown = leave_one_out_cases(table, split)
     fitted = [baseline.fit(table) for baseline in (RecencyBaseline(), PopularityBaseline())] if baselines else []
     report: dict = {}
     for task in tasks:
@@ -170,7 +172,7 @@ def evaluate_tasks(
         answers = recommender.recommend(cases, max(ks), asked, progress)
         report[task] = {"model": score(table, cases, answers, task, ks)}
         for baseline in fitted:
-            answers = _baseline_answers(baseline, table, cases, max(ks), asked)
+            answers = _baseline_answers(baseline, table, shown.select(cases.users), max(ks), asked)
             report[task][baseline.name] = score(table, cases, answers, task, ks)
     return report
 

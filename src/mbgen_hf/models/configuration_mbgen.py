@@ -103,6 +103,12 @@ class MBGenConfig(SwitchTransformersConfig):
             )
         if self.target_behavior not in self.behaviors:
             raise ValueError(f"`target_behavior`: expected one of {self.behaviors}, found {self.target_behavior!r}")
+        widths = {"d_model": self.d_model, "d_ff": self.d_ff, "behavior_embedding_dim": self.behavior_embedding_dim}
+        if self.routed_encoder_layers or self.routed_decoder_layers:
+            for name, width in widths.items():
+                if width % 8:
+                    # The grouped matrix product reads rows of whole 16 bytes, in bfloat16 as well.
+                    raise ValueError(f"`{name}`: expected a multiple of 8 where layers are routed, found {width}")
         for name, count in (
             ("routed_encoder_layers", self.num_layers),
             ("injection_encoder_layers", self.num_layers),
