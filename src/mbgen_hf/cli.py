@@ -137,6 +137,8 @@ _SHORT_SETTINGS = (
 
 
 def _run_train(args: argparse.Namespace) -> int:
+    from accelerate import PartialState
+
     from mbgen_hf.data.sequence_table import SequenceTable
     from mbgen_hf.training.settings import load_settings, parse_change
     from mbgen_hf.training.train import train_mbgen
@@ -153,7 +155,8 @@ def _run_train(args: argparse.Namespace) -> int:
     settings = load_settings(args.preset, changes)
     table = SequenceTable.load(args.data)
     train_mbgen(table, settings, args.output, args.seed, args.resume, args.overwrite)
-    print(f"checkpoint: {args.output}\nnext: mbgen evaluate {args.output} --data {args.data}")
+    if PartialState().is_main_process:
+        print(f"checkpoint: {args.output}\nnext: mbgen evaluate {args.output} --data {args.data}")
     return 0
 
 
@@ -185,6 +188,8 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
+    from accelerate import PartialState
+
     from mbgen_hf.data.sequence_table import SequenceTable
     from mbgen_hf.evaluation.evaluator import Recommender
     from mbgen_hf.evaluation.record import evaluate_checkpoint
@@ -203,6 +208,8 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         max_users=args.max_users,
         progress=sys.stderr.isatty(),
     )
+    if not PartialState().is_main_process:
+        return 0
     if args.output:
         write_text_whole(args.output, json.dumps(evaluation, indent=2) + "\n")
     print(format_report(evaluation["tasks"]))

@@ -21,7 +21,8 @@ assert type(model).__module__.startswith("transformers_modules."), type(model)
 options = dict(prompt=[model.config.bos_token_id, "buy"], num_beams=20, num_return_sequences=10,
                return_dict_in_generate=True)
 histories = [[tuple(pair) for pair in history] for history in histories]
-found = [model.generate(**tokenizer.encode_history(histories, user_id=[1, 2, 3]), **options), model.generate(**options)]
+encoded = tokenizer.encode_history(histories, user_id=[1, 2, 3])
+found = [model.generate(**encoded, **options), model.generate(**options)]
 model.save_pretrained(again)
 tokenizer.save_pretrained(again)
 print(json.dumps([[tokenizer.decode_items(o.sequences), o.sequences_scores.tolist()] for o in found]))

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from accelerate import PartialState
+
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
 from mbgen_hf.training.checkpoint import load_checkpoint, write_text_whole
@@ -41,7 +43,7 @@ def evaluate_checkpoint(
         "max_history": recommender.tokenizer.max_history,
         "tasks": tasks,
     }
-    if folder is not None:
+    if folder is not None and PartialState().is_main_process:
         write_text_whole(Path(folder) / EVALUATION_FILE, json.dumps(evaluation, indent=2) + "\n")
         write_model_card(folder, recommender.model, recommender.tokenizer, evaluation)
     return evaluation

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+from huggingface_hub.errors import StrictDataclassError
+from transformers import EarlyStoppingCallback, SchedulerType, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from mbgen_hf.data.batches import ExampleIndices, PrefixCollator
@@ -56,13 +57,16 @@ def build_model(
     unknown = sorted(set(settings["model"]) - known)
     if unknown:
         raise ValueError(f"`model`: expected fields of MBGenConfig, found {unknown}")
-    config = MBGenConfig(
-        behaviors=list(table.schema.names),
-        behavior_levels=list(table.schema.levels),
-        target_behavior=table.schema.target,
-        code_sizes=code_sizes,
-        **settings["model"],
-    )
+    try:
+        config = MBGenConfig(
+            behaviors=list(table.schema.names),
+            behavior_levels=list(table.schema.levels),
+            target_behavior=table.schema.target,
+            code_sizes=code_sizes,
+            **settings["model"],
+        )
+    except StrictDataclassError as error:
+        raise ValueError(f"`model`: {error.__cause__ or error}") from error
     tokenizer = InteractionTokenizer(
         behaviors=config.behaviors,
         code_sizes=config.code_sizes,
@@ -133,10 +137,22 @@ def train_mbgen(
 
 def _training_arguments(settings: dict[str, dict[str, Any]], output_dir: Path, seed: int) -> TrainingArguments:
     """`TrainingArguments` from the `training` section; what the section leaves out follows this package's defaults."""
-    known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    unknown = sorted(set(settings["training"]) - known)
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    unknown = sorted(set(settings["training"]) - set(defaults))
     if unknown:
         raise ValueError(f"`training`: expected fields of TrainingArguments, found {unknown}")
+    for name, value in settings["training"].items():
+        # `TrainingArguments` takes any type and fails, if at all, when the value is used.
+        if isinstance(defaults[name], (int, float)) and not isinstance(value, (int, float)):
+            raise ValueError(f"`training.{name}`: expected a number or true or false, found {value!r}")
+    if settings["training"].get("lr_scheduler_type", "linear") not in list(SchedulerType):
+        raise ValueError(
+            f"`training.lr_scheduler_type`: expected one of {[kind.value for kind in SchedulerType]}, "
+            f"found {settings['training']['lr_scheduler_type']!r}"
+        )
+    if settings["training"].get("fp16"):
+        # Gradients would be clipped while scaled, as in the released code (M11).
+        raise ValueError("`fp16`: expected bf16 or float32 training, found fp16")
     values = {
         "output_dir": str(output_dir / CHECKPOINTS_FOLDER),
         "seed": seed,
@@ -153,7 +169,12 @@ def _training_arguments(settings: dict[str, dict[str, Any]], output_dir: Path, s
         "report_to": "none",
         **settings["training"],
     }
-    return TrainingArguments(**values)
+    try:
+        return TrainingArguments(**values)
+    except (TypeError, KeyError) as error:
+        raise ValueError(
+            f"`training`: expected values that TrainingArguments takes, found others ({error})"
+        ) from error
 
 
 def _examples(table: SequenceTable, data: dict[str, Any]) -> tuple[PrefixExamples, int]:

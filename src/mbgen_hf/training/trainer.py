@@ -76,15 +76,13 @@ class RecommendationTrainer(Trainer):
         kwargs: as for `Trainer`.
 
     Raises:
-        ValueError: FSDP or DeepSpeed, whose checkpoints have formats of their own, or fp16 (M11).
+        ValueError: FSDP or DeepSpeed, whose checkpoints have formats of their own.
     """
 
     def __init__(self, *args, train_lengths, validation: TaskValidation | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("`args`: expected plain or data-parallel training, found FSDP or DeepSpeed")
-        if self.args.fp16:
-            raise ValueError("`fp16`: expected bf16 or float32 training, found fp16")
         self.validation = validation
         total = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         self.train_order = LengthGroupedBatchOrder(train_lengths, total, seed=self.args.seed)
@@ -104,8 +102,12 @@ class RecommendationTrainer(Trainer):
         run_dir = Path(self._get_output_dir(trial=trial))
         name = f"checkpoint-{self.state.global_step}"
         staging, final = run_dir / f"{UNFINISHED_PREFIX}{name}", run_dir / name
+        self.store_flos()
+        if self.state.best_global_step:
+            best = run_dir / f"checkpoint-{self.state.best_global_step}"
+            if best == final or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
         if self.args.should_save:
-            self.store_flos()
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
@@ -127,11 +129,7 @@ class RecommendationTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _finish_checkpoint(self, staging: Path, final: Path) -> None:
-        """Write the trainer's state, which names the best checkpoint so far, and give the folder its name."""
-        if self.state.best_global_step:
-            best = final.with_name(f"checkpoint-{self.state.best_global_step}")
-            if best == final or best.is_dir():
-                self.state.best_model_checkpoint = str(best)
+        """Write the trainer's state and give the folder its name."""
         for callback in (*self.callback_handler.callbacks, self.control):
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()

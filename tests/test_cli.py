@@ -1,0 +1,199 @@
+"""The commands as a user types them, on the simulated shop and on real logs."""
+
+import json
+import shutil
+
+import pytest
+
+from mbgen_hf.cli import main
+from mbgen_hf.simulation import simulate_shop
+from mbgen_hf.training.checkpoint import load_checkpoint, push_checkpoint
+
+
+SHOP_COLUMNS = "user_id=user_id,item_id=item_id,behavior=behavior,timestamp=timestamp"
+SHORT = (
+    "--cpu --max-steps 4 --batch-size 16 --set training.eval_strategy=steps --set training.eval_steps=4 "
+    "--set training.disable_tqdm=true --set validation.max_users=5 --set validation.num_beams=10 "
+    "--set model.d_model=16 --set model.d_ff=16 --set model.num_layers=1 --set model.num_decoder_layers=1"
+).split()
+K = "--columns user_id=user,item_id=item,behavior=behavior,timestamp=timestamp"
+LOCAL = "--timezone Asia/Shanghai"
+REAL_LOGS = {
+    "taobao_kcore_fav_cart_buy": f"interactions.csv.gz {K} --behaviors fav,cart,buy --target buy",
+    "retailrocket_kcore": f"interactions.csv.gz {K} --behaviors view,cart,buy",
+    "ijcai15_raw_users1to100": "data_sample.csv.gz --columns user_id=user_id,item_id=item_id,behavior=action_type,"
+    f"timestamp=time_stamp --behaviors 0=click,3=favourite,1=cart,2=purchase --time-format %m%d --year 2015 {LOCAL}",
+    "jdata2016_month_heads": "JData_Action_201602.csv.gz JData_Action_201603.csv.gz JData_Action_201604.csv.gz "
+    "--columns user_id=user_id,item_id=sku_id,behavior=type,timestamp=time "
+    "--behaviors 1=browse,6=click,5=follow,2=cart,4=order --drop-behaviors 3 "
+    f"--time-format %Y-%m-%dT%H:%M:%S {LOCAL}",
+    "taobao_userbehavior_head": "UserBehavior_head.csv.gz --columns user_id=0,item_id=1,behavior=3,timestamp=4 "
+    "--behaviors pv,fav,cart,buy",
+}
+
+
+def run(*arguments) -> None:
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A prepared folder and a checkpoint trained on it for a moment."""
+    root = tmp_path_factory.mktemp("shop")
+    simulate_shop(num_users=150, num_items=24, seed=3).write_csv(root / "log.csv")
+    run("prepare", root / "log.csv", "--columns", SHOP_COLUMNS, "--behaviors", "click,cart,purchase",
+        "--output", root / "data")  # fmt: skip
+    run("train", root / "data", "--output", root / "model", *SHORT)
+    return root
+
+
+@pytest.mark.parametrize("name", REAL_LOGS)
+def test_real_logs_run_from_raw_file_to_recommendations(tmp_path, data_dir, capsys, name):
+    words = [word.replace("T%H", " %H") for word in REAL_LOGS[name].split()]
+    files = [data_dir / name / word if word.endswith(".gz") else word for word in words]
+    data, model, output = tmp_path / "data", tmp_path / "model", tmp_path / "lists.json"
+    run("prepare", *files, "--output", data)
+    run("train", data, "--output", model, *SHORT)
+    capsys.readouterr()
+    run("evaluate", model, "--data", data, "--max-users", 20, "--num-beams", 10)
+    table = capsys.readouterr().out
+    assert table.count("recency") == table.count("popularity") == 3
+    users = load_users(data)[:2]
+    run("recommend", model, "--data", data, "--users", ",".join(map(str, users)), "-k", 4, "--output", output)
+    lists = json.loads(output.read_text())
+    assert [row["user_id"] for row in lists] == users and all(len(r["recommendations"]) == 4 for r in lists)
+    items = {entry["item_id"] for row in lists for entry in row["recommendations"]}
+    assert items <= set(load_checkpoint(model)[1].item_ids.tolist())
+
+
+def load_users(folder) -> list:
+    from mbgen_hf import SequenceTable
+
+    return SequenceTable.load(folder).user_ids.tolist()
+
+
+def test_evaluate_records_what_it_prints_and_writes_the_card(shop, capsys, tmp_path):
+    copy = tmp_path / "copy.json"
+    run("evaluate", shop / "model", "--data", shop / "data", "--num-beams", 10, "--output", copy)
+    printed = capsys.readouterr().out
+    record = json.loads((shop / "model" / "evaluation.json").read_text())
+    assert record == json.loads(copy.read_text()) and record["dataset"] == "data"
+    for task in ("target", "behavior", "behavior_item"):
+        for model in ("model", "recency", "popularity"):
+            overall = record["tasks"][task][model]["overall"]
+            assert {"hr@1", "hr@5", "hr@10", "recall@10", "ndcg@1", "ndcg@10", "n"} <= set(overall)
+            assert f"{overall['ndcg@10']:.4f}" in printed
+    card = (shop / "model" / "README.md").read_text()
+    assert "library_name: transformers" in card and "trust_remote_code=True" in card
+    assert f"{record['tasks']['target']['model']['overall']['hr@10']:.4f}" in card
+    assert f"value: {round(record['tasks']['behavior']['model']['overall']['ndcg@10'], 4)}" in card
+
+
+def test_recommend_takes_a_history_from_the_command_line(shop, capsys):
+    run("recommend", shop / "model", "--history", "click=mug-001", "cart=tea-001", "-k", 3)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "history" and [line.split()[:2] for line in lines[1:]] == [
+        [str(rank), "purchase"] for rank in (1, 2, 3)
+    ]
+    run("recommend", shop / "model", "--history", "-k", 2, "--behavior", "any")
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_push_uploads_the_checkpoint_without_training_states(shop, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(shop / "model", folder)
+    calls = []
+
+    class Hub:
+        def create_repo(self, repo_id, **options):
+            calls.append((repo_id, options))
+            return f"https://hub.example/{repo_id}"
+
+        def upload_folder(self, **options):
+            calls.append(options)
+
+    (folder / "README.md").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="holding README.md, found none; run `mbgen evaluate`"):
+        push_checkpoint(folder, "me/shop", api=Hub())
+    run("evaluate", folder, "--data", shop / "data", "--max-users", 5, "--num-beams", 10)
+    assert push_checkpoint(folder, "me/shop", private=True, api=Hub()) == "https://hub.example/me/shop"
+    assert calls[0] == ("me/shop", {"private": True, "exist_ok": True})
+    assert "checkpoints/*" in calls[1]["ignore_patterns"] and calls[1]["folder_path"] == str(folder)
+
+
+HOSTILE = {
+    "train on nothing": (
+        "train {root}/nothing --output {new}",
+        "expected a prepared folder holding sequences.parquet",
+    ),
+    "train on a file": ("train {root}/log.csv --output {new}", "expected a prepared folder"),
+    "unknown preset": ("train {root}/data --output {new} --preset huge", "`preset`: expected one of"),
+    "unknown section": ("train {root}/data --output {new} --set modle.d_model=8", "expected SECTION.NAME"),
+    "no value": ("train {root}/data --output {new} --set model.d_model", "expected SECTION.NAME=VALUE"),
+    "unknown field": ("train {root}/data --output {new} --set model.width=8", "fields of MBGenConfig"),
+    "wrong type": ("train {root}/data --output {new} --set model.d_model=wide", "d_model"),
+    "not a multiple": ("train {root}/data --output {new} --set model.d_ff=10", "expected a multiple of 8"),
+    "unknown argument": ("train {root}/data --output {new} --set training.speed=9", "fields of TrainingArguments"),
+    "half precision": ("train {root}/data --output {new} --set training.fp16=true", "expected bf16 or float32"),
+    "wrong rate": ("train {root}/data --output {new} --set training.learning_rate=high", "learning_rate"),
+    "unknown schedule": ("train {root}/data --output {new} --set training.lr_scheduler_type=zigzag", "zigzag"),
+    "bad number": ("train {root}/data --output {new} --epochs many", "--epochs"),
+    "folder in use": ("train {root}/data --output {root}", "expected a new or empty folder"),
+    "output is a file": ("train {root}/data --output {root}/log.csv", "found a file"),
+    "no output": ("train {root}/data", "--output"),
+    "no checkpoint": (
+        "evaluate {root}/nothing --data {root}/data",
+        "expected a checkpoint folder holding config.json",
+    ),
+    "prepared folder as checkpoint": ("evaluate {root}/data --data {root}/data", "holding config.json, found none"),
+    "config is not JSON": ("evaluate {broken_config} --data {root}/data", "config.json: expected JSON"),
+    "another model": ("evaluate {other_model} --data {root}/data", "expected a model of type 'mbgen', found 'bert'"),
+    "damaged weights": ("evaluate {broken_weights} --data {root}/data", "found a damaged one"),
+    "weights are missing": ("evaluate {no_weights} --data {root}/data", "model.safetensors"),
+    "catalog is missing": ("evaluate {no_catalog} --data {root}/data", "expected catalog.safetensors"),
+    "other data": ("evaluate {root}/model --data {other_data}", "expected the catalog of the checkpoint"),
+    "unknown task": ("evaluate {root}/model --data {root}/data --tasks guess", "`task`: expected one of"),
+    "no beams": ("evaluate {root}/model --data {root}/data --num-beams 0", "expected a positive integer"),
+    "unknown user": (
+        "recommend {root}/model --data {root}/data --users nobody",
+        "expected users of the prepared data",
+    ),
+    "users without data": ("recommend {root}/model --users 1", "expected the prepared folder that holds --users"),
+    "neither users nor history": ("recommend {root}/model", "found both or neither"),
+    "unknown item": ("recommend {root}/model --history click=piano", "expected items of the catalog"),
+    "unknown behavior": ("recommend {root}/model --history rent=mug-001", "`behaviors`: expected one of"),
+    "not an interaction": ("recommend {root}/model --history mug-001", "expected BEHAVIOR=ITEM"),
+    "unknown target": ("recommend {root}/model --history --behavior rent", "`behavior`: expected one of"),
+    "no list": ("recommend {root}/model --history -k 0", "expected a positive integer"),
+    "push nothing": ("push {root}/nothing me/shop", "expected a checkpoint folder"),
+    "unknown command": ("recomend x", "invalid choice"),
+}
+
+
+@pytest.fixture(scope="module")
+def hostile_places(shop, tmp_path_factory):
+    root = tmp_path_factory.mktemp("hostile")
+    places = {"root": shop, "new": root / "new"}
+    for name in ("broken_config", "other_model", "broken_weights", "no_weights", "no_catalog"):
+        places[name] = root / name
+        shutil.copytree(shop / "model", places[name], ignore=shutil.ignore_patterns("checkpoints"))
+    (places["broken_config"] / "config.json").write_text("{")
+    (places["other_model"] / "config.json").write_text('{"model_type": "bert"}')
+    (places["broken_weights"] / "model.safetensors").write_bytes(b"\x00" * 40)
+    (places["no_weights"] / "model.safetensors").unlink()
+    (places["no_catalog"] / "catalog.safetensors").unlink()
+    places["other_data"] = root / "other_data"
+    places["other_data"].mkdir()
+    simulate_shop(num_users=60, num_items=36, seed=4).table().save(places["other_data"])
+    return places
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_requests_end_in_one_line(hostile_places, capsys, case):
+    command, message = HOSTILE[case]
+    status = main(command.format(**hostile_places).split())
+    error = capsys.readouterr().err
+    assert status == 2 and message in error, error
+    lines = [line for line in error.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("mbgen: error: ") and "Traceback" not in error
+    assert not hostile_places["new"].exists()

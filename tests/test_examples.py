@@ -1,0 +1,49 @@
+"""The scripts run from start to end."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from mbgen_hf.simulation import simulate_shop
+
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_quickstart_walks_the_whole_path(tmp_path, capsys):
+    load("quickstart").main(["--output", str(tmp_path), "--max-steps", "2", "--num-users", "150"])
+    printed = capsys.readouterr().out
+    assert printed.count("$ mbgen") == 4 and printed.count("user ") >= 3
+    assert (tmp_path / "model" / "README.md").is_file()
+
+
+@pytest.mark.slow
+def test_quickstart_beats_both_baselines_clearly(tmp_path):
+    import json
+
+    load("quickstart").main(["--output", str(tmp_path)])
+    rows = json.loads((tmp_path / "model" / "evaluation.json").read_text())["tasks"]["target"]
+    scores = {name: groups["overall"]["hr@10"] for name, groups in rows.items()}
+    assert scores["model"] > 0.7 and scores["model"] > 1.8 * max(scores["recency"], scores["popularity"])
+
+
+def test_train_script_trains_and_scores(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    simulate_shop(num_users=150, num_items=24, seed=3).table().save(tmp_path / "data")
+    report = load("train_mbgen").main(
+        [
+            *("--data", str(tmp_path / "data"), "--output", str(tmp_path / "run"), "--max_users", "10"),
+            *("--num_beams", "10", "--preset", "mbgen-quickstart", "--changes", "training.max_steps=2"),
+            *("training.eval_steps=2", "training.disable_tqdm=true", "validation.max_users=5"),
+        ]
+    )
+    assert set(report) == {"target", "behavior", "behavior_item"}
+    assert "popularity" in capsys.readouterr().out

@@ -1,0 +1,215 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from mbgen_hf.data.sequence_table import SequenceTable
+from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
+from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
+from mbgen_hf.simulation import simulate_shop
+from mbgen_hf.training.checkpoint import load_checkpoint
+from mbgen_hf.training.train import train_mbgen
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+SHORT = (
+    "--preset mbgen-small --cpu --batch-size 16 --max-steps 24 --set training.eval_strategy=steps "
+    "--set training.eval_steps=6 --set training.logging_steps=1 --set training.disable_tqdm=true "
+    "--set validation.max_users=10 --set validation.num_beams=10 --set model.d_model=16 --set model.d_ff=32 "
+    "--set model.num_layers=1 --set model.num_decoder_layers=1 --set training.save_total_limit=9"
+).split()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def losses(history) -> dict[int, float]:
+    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+
+def read_losses(folder) -> dict[int, float]:
+    return losses(json.loads((folder / "training_history.json").read_text()))
+
+
+def test_a_run_leaves_a_loadable_folder_without_pickles(tmp_path, shop_table, tiny_settings):
+    trained = train_mbgen(shop_table, tiny_settings(), tmp_path / "run")
+    model, tokenizer = load_checkpoint(tmp_path / "run", device="cpu")
+    for (name, one), two in zip(model.state_dict().items(), trained.model.state_dict().values(), strict=True):
+        assert torch.equal(one, two.cpu()), name
+    assert np.array_equal(tokenizer.item_ids, shop_table.item_ids)
+    files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert {file.suffix for file in files} <= {".json", ".safetensors", ".py"}
+    assert not [file for file in files if "unfinished" in str(file) or file.suffix == ".tmp"]
+    metrics = [entry for entry in trained.history if "eval_ndcg@10" in entry]
+    assert [entry["step"] for entry in metrics] == [6, 12]
+    assert {"eval_loss", "eval_hr@10", "eval_hr@10_repeat", "eval_hr@10_new"} <= set(metrics[0])
+
+
+def test_the_best_checkpoint_is_the_one_that_is_kept(tmp_path, shop_table, tiny_settings):
+    settings = tiny_settings(training__learning_rate=0.05, training__max_steps=18)
+    trained = train_mbgen(shop_table, settings, tmp_path / "run")
+    scores = {e["step"]: e["eval_ndcg@10"] for e in trained.history if "eval_ndcg@10" in e}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    kept = MBGenForConditionalGeneration.from_pretrained(tmp_path / "run" / "checkpoints" / f"checkpoint-{best}")
+    final, _ = load_checkpoint(tmp_path / "run", device="cpu")
+    assert torch.equal(final.shared.weight, kept.shared.weight)
+
+
+def test_accumulation_changes_neither_loss_nor_gradient(tmp_path, shop_table, tiny_settings):
+    histories = []
+    for batch, steps in ((16, 1), (4, 4)):
+        settings = tiny_settings(
+            training__per_device_train_batch_size=batch,
+            training__gradient_accumulation_steps=steps,
+            model__dropout_rate=0.0,
+        )
+        histories.append(train_mbgen(shop_table, settings, tmp_path / f"run{batch}").history)
+    whole, parts = ([e for e in history if "loss" in e] for history in histories)
+    for one, two in zip(whole, parts, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=2e-5)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+
+
+def test_a_tiny_model_learns_twenty_users_by_heart(tmp_path, tiny_settings):
+    full = simulate_shop(num_users=20, num_items=15, seed=5, min_length=6, max_length=9).table()
+    settings = tiny_settings(
+        model__num_user_tokens=500,
+        model__d_model=64,
+        model__d_ff=128,
+        model__num_heads=4,
+        model__d_kv=16,
+        model__dropout_rate=0.0,
+        data__window="sliding",
+        model__num_layers=2,
+        model__num_decoder_layers=2,
+        training__max_steps=300,
+        training__eval_steps=300,
+        training__per_device_train_batch_size=32,
+        training__learning_rate=3e-3,
+        training__weight_decay=0.0,
+        validation__task="behavior",
+    )
+    train_mbgen(full, settings, tmp_path / "run")
+    # Asked for what it was trained on, it must know it: the last training interaction takes the validation place.
+    ends = full.offsets[1:] - 1
+    kept = np.ones(full.num_interactions, dtype=bool)
+    kept[ends] = False
+    shorter = SequenceTable(
+        full.schema,
+        full.user_ids,
+        full.item_ids,
+        np.concatenate([[0], np.cumsum(full.lengths - 1)]),
+        full.items[kept],
+        full.behaviors[kept],
+        full.timestamps[kept],
+    )
+    last = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    model, tokenizer = load_checkpoint(last, device="cpu")
+    shortened_again = Recommender(model, tokenizer, shorter, num_beams=15)
+    report = evaluate_tasks(shortened_again, "validation", ["behavior"], (1,), baselines=False)
+    assert report["behavior"]["model"]["overall"]["hr@1"] == 1.0
+
+
+def test_training_never_reads_held_out_interactions(tmp_path, shop_table, tiny_settings):
+    """Another item in every held-out place, and the same losses."""
+    changed = SequenceTable(**vars(shop_table) | {"items": shop_table.items.copy()})
+    held_out = np.concatenate([shop_table.offsets[1:] - 1, shop_table.offsets[1:] - 2])
+    changed.items[held_out] = (changed.items[held_out] + 1) % shop_table.num_items
+    settings = tiny_settings(training__max_steps=6)
+    one = train_mbgen(shop_table, settings, tmp_path / "one").history
+    two = train_mbgen(changed, settings, tmp_path / "two").history
+    assert losses(one) == losses(two)
+    assert [e["eval_loss"] for e in one if "eval_loss" in e] != [e["eval_loss"] for e in two if "eval_loss" in e]
+
+
+def test_a_run_killed_in_the_middle_resumes_with_the_same_losses(tmp_path, prepared):
+    command = [sys.executable, "-m", "mbgen_hf.cli", "train", str(prepared), *SHORT]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, "--output", str(whole)], env=ENVIRONMENT, check=True, capture_output=True, timeout=120)
+    process = subprocess.Popen(
+        [*command, "--output", str(killed)], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.time() + 100
+    while not (killed / "checkpoints" / "checkpoint-6").is_dir() and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "config.json").exists(), "a killed run must not look like a finished one"
+    # What a run killed while writing leaves behind must not be taken for a checkpoint.
+    (killed / "checkpoints" / "unfinished-checkpoint-999").mkdir()
+    done = subprocess.run(
+        [*command, "--output", str(killed), "--resume"], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    resumed, expected = read_losses(killed), read_losses(whole)
+    assert len(expected) == 24 and resumed == expected
+
+
+def test_two_processes_train_like_one_with_twice_the_batch(tmp_path, prepared):
+    arguments = ["train", str(prepared), *SHORT, "--set", "model.dropout_rate=0.0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    subprocess.run(
+        [sys.executable, "-m", "mbgen_hf.cli", *arguments, "--output", str(one)],
+        env=ENVIRONMENT,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    # `--multi_gpu` starts one process per worker, with or without GPUs; `--cpu` alone would quietly start one.
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+    launch += f"--dynamo_backend no --main_process_port {free_port()} --module mbgen_hf.cli"
+    done = subprocess.run(
+        [sys.executable, "-m", *launch.split(), *arguments, "--batch-size", "8", "--output", str(two)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, found = read_losses(one), read_losses(two)
+    assert len(expected) == 24 and expected.keys() == found.keys()
+    for step, loss in expected.items():
+        assert found[step] == pytest.approx(loss, abs=1e-4), step
+    one, two = (json.loads((folder / "training_history.json").read_text()) for folder in (one, two))
+    # Every validation case is answered once, whichever process answers it.
+    for first, second in zip(one, two, strict=True):
+        for name in ("eval_ndcg@10", "eval_hr@10"):
+            assert second.get(name) == pytest.approx(first.get(name), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__d_modle": 3}, r"`model`: expected fields of MBGenConfig, found \['d_modle'\]"),
+        ({"training__lr": 3}, r"`training`: expected fields of TrainingArguments, found \['lr'\]"),
+        ({"training__fp16": True}, "`fp16`: expected bf16 or float32"),
+        ({"data__window": "all"}, "`window`: expected one of"),
+        ({"item_ids__base": 1}, "`base`: expected at least 2"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(tmp_path, shop_table, tiny_settings, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train_mbgen(shop_table, tiny_settings(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_earlier_run_is_not_overwritten_or_mixed_up(tmp_path, shop_table, tiny_settings):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="expected a new or empty folder"):
+        train_mbgen(shop_table, tiny_settings(), folder)
+    train_mbgen(shop_table, tiny_settings(), folder, overwrite=True)
+    with pytest.raises(ValueError, match=r"`training.learning_rate` was 0.002 and is 0.5"):
+        train_mbgen(shop_table, tiny_settings(training__learning_rate=0.5), folder, resume=True)
+    assert (folder / "notes.txt").read_text() == "mine"
