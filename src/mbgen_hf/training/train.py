@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import EarlyStoppingCallback, SchedulerType, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -166,6 +167,7 @@ def _training_arguments(settings: dict[str, dict[str, Any]], output_dir: Path, s
         "metric_for_best_model": "ndcg@10",
         "greater_is_better": True,
         "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": "none",
         **settings["training"],
     }
