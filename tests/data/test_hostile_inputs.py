@@ -209,7 +209,7 @@ ARGUMENTS = [
     Case("long_separator", LOG, ["`separator`", "'::'"], ["--separator", "::"]),
     Case("letter_as_separator", LOG, ["`separator`", "'e'"], ["--separator", "e"]),
     Case("negative_minimum", LOG, ["`min_item_count`", "-1"], ["--min-item-count", "-1"]),
-    Case("everything_filtered", LOG, ["no interaction left", "5 training interactions", "4 rows"], ["--min-item-count", "5"]),
+    Case("everything_filtered", LOG, ["no interaction left", "5 training", "4 rows"], ["--min-item-count", "5"]),
     Case("everything_dropped", LOG, ["no interaction left", "4 rows"],
          ["--behaviors", "like", "--drop-behaviors", "view,cart,buy"]),
     Case("everything_skipped", LOG, ["no interaction left", "'bad timestamp': 4"],
