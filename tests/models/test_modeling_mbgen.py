@@ -261,7 +261,7 @@ def test_a_missing_weight_is_initialised_and_reported(tmp_path, model):
 
 def test_gradient_checkpointing_gives_the_same_gradients(tokenizer):
     plain, checkpointed = tiny_model(), tiny_model()
-    checkpointed.activation_checkpointing_enable()
+    checkpointed.gradient_checkpointing_enable()
     labels = labels_for(plain, 3)
     encoded = tokenizer.encode_history(HISTORIES)
     for each in (plain, checkpointed):
