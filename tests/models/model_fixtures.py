@@ -2,7 +2,9 @@
 
 import torch
 
+from mbgen_hf.models.configuration_gamer import GamerConfig
 from mbgen_hf.models.configuration_mbgen import MBGenConfig
+from mbgen_hf.models.modeling_gamer import GamerForCausalLM
 from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
 
@@ -57,3 +59,41 @@ HISTORIES = [
     [("buy", "item-29")],
     [("cart", "item-00"), ("click", "item-01")],
 ]
+
+
+def tiny_gamer_config(**changes) -> GamerConfig:
+    values = {
+        "behaviors": ["click", "cart", "fav", "buy"],
+        "behavior_levels": [0, 1, 1, 2],
+        "code_sizes": [3, 4, 5],
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "behavior_embedding_dim": 8,
+        "initializer_range": 0.4,
+    }
+    return GamerConfig(**{**values, **changes})
+
+
+def tiny_gamer(attention: str = "sdpa", **changes) -> GamerForCausalLM:
+    torch.manual_seed(1)
+    config = tiny_gamer_config(**changes)
+    config._attn_implementation = attention
+    model = GamerForCausalLM(config).eval()
+    model.set_catalog(random_codes(model.config.code_sizes))
+    return model
+
+
+def gamer_tokenizer(model, item_ids=None) -> InteractionTokenizer:
+    config = model.config
+    return InteractionTokenizer(
+        behaviors=config.behaviors,
+        code_sizes=config.code_sizes,
+        history_prefix="<bos>" if config.add_bos_token else None,
+        history_suffix=None,
+        item_codes=model.item_codes.numpy(),
+        item_ids=[f"item-{i:02d}" for i in range(config.num_items)] if item_ids is None else item_ids,
+    )

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from golden_mbgen_layout import load_golden, our_config, to_our_ids, to_our_weights
+from golden_layouts import load_golden, our_config, to_our_ids, to_our_weights
 from model_fixtures import HISTORIES, tiny_config, tiny_model, tokenizer_of
 from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersLayerFF

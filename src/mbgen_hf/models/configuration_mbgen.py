@@ -3,6 +3,12 @@
 from huggingface_hub.dataclasses import strict
 from transformers import SwitchTransformersConfig
 
+from .catalog_fields import (
+    complete_catalog_fields,
+    validate_catalog_fields,
+    validate_layers,
+    validate_routed_widths,
+)
 from .token_space import BOS, EOS, PAD, TokenSpace
 
 
@@ -66,19 +72,13 @@ class MBGenConfig(SwitchTransformersConfig):
     def __post_init__(self, **kwargs):
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
-        self.behaviors, self.code_sizes = list(self.behaviors), list(self.code_sizes)
-        if self.behavior_levels is None:
-            self.behavior_levels = list(range(len(self.behaviors)))
-        if self.target_behavior is None:
-            self.target_behavior = self.behaviors[-1] if self.behaviors else None
+        complete_catalog_fields(self)
         if self.routed_decoder_layers is None:
             self.routed_decoder_layers = list(range(self.num_decoder_layers))
         if self.injection_encoder_layers is None:
             self.injection_encoder_layers = list(range(min(2, self.num_layers)))
         if self.injection_decoder_layers is None:
             self.injection_decoder_layers = list(range(min(2, self.num_decoder_layers)))
-        if self.vocab_size is None:
-            self.vocab_size = self.token_space.vocab_size
         self.num_experts = self.token_space.num_slots
         super().__post_init__(**kwargs)
 
@@ -90,34 +90,18 @@ class MBGenConfig(SwitchTransformersConfig):
     def validate_architecture(self):
         """Check the fields against each other."""
         super().validate_architecture()
-        space = self.token_space
-        if self.vocab_size != space.vocab_size:
-            raise ValueError(
-                f"`vocab_size`: expected {space.vocab_size} from behaviors, code sizes and user tokens, "
-                f"found {self.vocab_size}"
-            )
-        if len(self.behavior_levels) != len(self.behaviors):
-            raise ValueError(
-                f"`behavior_levels`: expected {len(self.behaviors)} levels for {self.behaviors}, "
-                f"found {list(self.behavior_levels)}"
-            )
-        if self.target_behavior not in self.behaviors:
-            raise ValueError(f"`target_behavior`: expected one of {self.behaviors}, found {self.target_behavior!r}")
-        widths = {"d_model": self.d_model, "d_ff": self.d_ff, "behavior_embedding_dim": self.behavior_embedding_dim}
+        validate_catalog_fields(self)
         if self.routed_encoder_layers or self.routed_decoder_layers:
-            for name, width in widths.items():
-                if width % 8:
-                    # The grouped matrix product reads rows of whole 16 bytes, in bfloat16 as well.
-                    raise ValueError(f"`{name}`: expected a multiple of 8 where layers are routed, found {width}")
+            validate_routed_widths(
+                d_model=self.d_model, d_ff=self.d_ff, behavior_embedding_dim=self.behavior_embedding_dim
+            )
         for name, count in (
             ("routed_encoder_layers", self.num_layers),
             ("injection_encoder_layers", self.num_layers),
             ("routed_decoder_layers", self.num_decoder_layers),
             ("injection_decoder_layers", self.num_decoder_layers),
         ):
-            layers = list(getattr(self, name))
-            if len(set(layers)) != len(layers) or any(not 0 <= layer < count for layer in layers):
-                raise ValueError(f"`{name}`: expected distinct layers from 0 to {count - 1}, found {layers}")
+            validate_layers(name, getattr(self, name), count)
 
 
 MBGenConfig.register_for_auto_class()

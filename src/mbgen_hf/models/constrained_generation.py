@@ -215,7 +215,7 @@ class ConstrainedGenerationMixin:
         trie, space = self.item_trie, self.config.token_space
         prompt_ids = resolve_prompt(kwargs.pop("decoder_input_ids", prompt), behavior, space).to(self.device)
         prompt_ids = _match_rows(prompt_ids, input_ids)
-        inputs, start = self._generation_inputs(input_ids, attention_mask, prompt_ids)
+        inputs, start = self._generation_inputs(input_ids, attention_mask, prompt_ids, kwargs)
         steps = 1 + space.num_code_levels - prompt_ids.shape[1]
         processors = LogitsProcessorList([CatalogConstraint(trie, space, start, normalize_over == "catalog")])
         processors.extend(logits_processor or [])

@@ -261,7 +261,11 @@ class MBGenForConditionalGeneration(
         return super().save_pretrained(save_directory, **kwargs)
 
     def _generation_inputs(
-        self, input_ids: torch.LongTensor | None, attention_mask: torch.Tensor | None, prompt_ids: torch.LongTensor
+        self,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
+        prompt_ids: torch.LongTensor,
+        kwargs: dict,
     ) -> tuple[dict[str, torch.Tensor], int]:
         """The history goes to the encoder, BOS and the prompt to the decoder."""
         if input_ids is None:

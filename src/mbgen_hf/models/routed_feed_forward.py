@@ -148,19 +148,18 @@ class RoutedFeedForward(nn.Module):
         dropout: float,
     ):
         super().__init__()
-        self.routed = num_experts > 1
+        self.num_experts = num_experts
         if injection_dim:
             self.behavior_embedding = nn.Embedding(num_behaviors + 1, injection_dim)
         else:
             self.behavior_embedding = None
-        if self.routed:
-            self.wi = RoutedLinear(num_experts, d_model + injection_dim, d_ff)
-            self.wo = RoutedLinear(num_experts, d_ff, d_model)
-        else:
-            self.wi = nn.Linear(d_model + injection_dim, d_ff, bias=False)
-            self.wo = nn.Linear(d_ff, d_model, bias=False)
         self.activation = activation
         self.dropout = nn.Dropout(dropout)
+        self._add_weights(d_model + injection_dim, d_ff, d_model)
+
+    @property
+    def routed(self) -> bool:
+        return self.num_experts > 1
 
     def forward(self, hidden_states: torch.Tensor, routing: Routing) -> torch.Tensor:
         """`(batch_size, seq_len, d_model)` to the same shape."""
@@ -168,11 +167,36 @@ class RoutedFeedForward(nn.Module):
             behaviors = self.behavior_embedding(routing.behaviors).to(hidden_states.dtype)
             hidden_states = torch.cat([hidden_states, behaviors], dim=-1)
         if not self.routed:
-            return self.wo(self.dropout(self.activation(self.wi(hidden_states))))
+            return self._transform(hidden_states)
         shape = hidden_states.shape
         states = hidden_states.reshape(-1, shape[-1])[routing.order]
-        states = self.dropout(self.activation(self.wi(states, routing.ends)))
-        return self.wo(states, routing.ends)[routing.restore].reshape(*shape[:-1], -1)
+        return self._transform(states, routing.ends)[routing.restore].reshape(*shape[:-1], -1)
+
+    def _linear(self, in_features: int, out_features: int) -> nn.Module:
+        """A map that takes `(states, ends)` where the layer is routed and `(states,)` where it is dense."""
+        if self.routed:
+            return RoutedLinear(self.num_experts, in_features, out_features)
+        return nn.Linear(in_features, out_features, bias=False)
+
+    def _add_weights(self, d_in: int, d_ff: int, d_out: int) -> None:
+        self.wi = self._linear(d_in, d_ff)
+        self.wo = self._linear(d_ff, d_out)
+
+    def _transform(self, states: torch.Tensor, *ends: torch.Tensor) -> torch.Tensor:
+        return self.wo(self.dropout(self.activation(self.wi(states, *ends))), *ends)
 
 
-__all__ = ["RoutedFeedForward", "RoutedLinear", "Routing", "grouped_matmul"]
+class RoutedGatedFeedForward(RoutedFeedForward):
+    """The same with a gated inner layer (SwiGLU with SiLU as activation), as in Qwen3."""
+
+    def _add_weights(self, d_in: int, d_ff: int, d_out: int) -> None:
+        self.gate_proj = self._linear(d_in, d_ff)
+        self.up_proj = self._linear(d_in, d_ff)
+        self.down_proj = self._linear(d_ff, d_out)
+
+    def _transform(self, states: torch.Tensor, *ends: torch.Tensor) -> torch.Tensor:
+        inner = self.activation(self.gate_proj(states, *ends)) * self.up_proj(states, *ends)
+        return self.down_proj(self.dropout(inner), *ends)
+
+
+__all__ = ["RoutedFeedForward", "RoutedGatedFeedForward", "RoutedLinear", "Routing", "grouped_matmul"]

@@ -1,4 +1,4 @@
-"""Reads a golden MBGen file into our layout: ids, weights, and how the two vocabularies map."""
+"""Reads golden files into our layout: ids, weights, and how the vocabularies map."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from mbgen_hf.models.configuration_gamer import GamerConfig
 from mbgen_hf.models.configuration_mbgen import MBGenConfig
 from mbgen_hf.models.token_space import BOS, EOS, PAD
 
@@ -68,6 +69,49 @@ def to_our_weights(weights: dict[str, torch.Tensor], golden: dict, vocab_size: i
                 # Decoder experts go by position there: BOS 1, behavior 2, level j at 3 + j, the last level 0.
                 order = [1, 2, *range(3, 2 + levels), 0]
             ours[f"{stem}.{matrix}"] = torch.stack([weights[f"{stem}.experts.expert_{e}.{matrix}"] for e in order])
+        elif ".mlp.mlp." in name:
+            ours[name.replace(".mlp.mlp.", ".mlp.")] = value
+        elif ".experts." not in name:
+            ours[name] = value
+    return ours
+
+
+def our_gamer_config(golden: dict, **changes) -> GamerConfig:
+    return GamerConfig(
+        behaviors=[f"b{i}" for i in range(golden["num_behaviors"])],
+        behavior_levels=golden["behavior_levels"],
+        code_sizes=[golden["codebook_size"]] * golden["code_levels"],
+        cross_level_layers=golden["cross_level_layers"],
+        routed_layers=golden["sparse_layers"],
+        injection_layers=golden["behavior_injection_layers"],
+        rope_theta=golden["rope_theta"],
+        add_bos_token=False,
+        **{
+            name: golden[name]
+            for name in (
+                "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+                "behavior_embedding_dim rms_norm_eps"
+            ).split()
+        },
+        **changes,
+    )
+
+
+def to_our_gamer_ids(ids: torch.Tensor) -> torch.Tensor:
+    """MASK = 3 of ours shifts everything from 3 on."""
+    return torch.where(ids >= 3, ids + 1, ids)
+
+
+def to_our_gamer_weights(weights: dict[str, torch.Tensor], golden: dict) -> dict[str, torch.Tensor]:
+    rows = torch.tensor([0, 1, 2, 0, *range(3, golden["vocab_size"])])
+    ours: dict[str, torch.Tensor] = {}
+    for name, value in weights.items():
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            ours[name] = value[rows]
+        elif ".experts.expert_0." in name:
+            stem, matrix = name.split(".experts.expert_0.")
+            experts = range(golden["code_levels"] + 2)
+            ours[f"{stem}.{matrix}"] = torch.stack([weights[f"{stem}.experts.expert_{e}.{matrix}"] for e in experts])
         elif ".mlp.mlp." in name:
             ours[name.replace(".mlp.mlp.", ".mlp.")] = value
         elif ".experts." not in name:

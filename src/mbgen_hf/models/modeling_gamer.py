@@ -1,0 +1,449 @@
+"""GAMER: generative recommendation via hierarchical behavior modeling, a decoder on Qwen3 (Wang et al. 2025)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, Qwen3ForCausalLM, Qwen3Model, Qwen3PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen3.modeling_qwen3 import (
+    Qwen3Attention,
+    Qwen3RMSNorm,
+    Qwen3RotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_gamer import GamerConfig
+from .constrained_generation import ConstrainedGenerationMixin
+from .routed_feed_forward import RoutedGatedFeedForward, RoutedLinear, Routing
+from .token_space import BEHAVIOR_SLOT, PAD
+
+
+@dataclass(frozen=True)
+class CrossLevelView:
+    """What cross-level attention needs to know of a forward pass; made once by the model, read by each layer.
+
+    Args:
+        mask: the attention mask in the form of the attention implementation.
+        behaviors: `(batch_size, seq_len)` rows of the behavior embeddings, behavior tokens included, 0 = none.
+        sees_something: `(batch_size, seq_len, 1)` whether a token has any earlier token of a lower level.
+    """
+
+    mask: object
+    behaviors: torch.Tensor
+    sees_something: torch.Tensor
+
+
+class GamerCrossLevelAttention(Qwen3Attention):
+    """Attention to earlier tokens of strictly lower behavior level, with a gate (equations 2 to 4).
+
+    A token with nothing to see receives exactly zero, forward and backward. Implementations differ in what softmax
+    makes of a row without a key, so such a row is given its own key and its result multiplied by zero.
+    """
+
+    def __init__(self, config: GamerConfig, layer_idx: int, cache_idx: int):
+        super().__init__(config, layer_idx)
+        self.layer_idx = cache_idx
+        rows = len(config.behaviors) + 1
+        key_width = config.num_key_value_heads * self.head_dim
+        self.q_behavior_embedding = nn.Embedding(rows, config.num_attention_heads * self.head_dim)
+        self.k_behavior_embedding = nn.Embedding(rows, key_width)
+        self.v_behavior_embedding = nn.Embedding(rows, key_width)
+        self.gating = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        view: CrossLevelView,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        queries = self.q_proj(hidden_states) + self.q_behavior_embedding(view.behaviors)
+        keys = self.k_proj(hidden_states) + self.k_behavior_embedding(view.behaviors)
+        values = self.v_proj(hidden_states) + self.v_behavior_embedding(view.behaviors)
+        queries = self.q_norm(queries.view(shape)).transpose(1, 2)
+        keys = self.k_norm(keys.view(shape)).transpose(1, 2)
+        values = values.view(shape).transpose(1, 2)
+        queries, keys = apply_rotary_pos_emb(queries, keys, *position_embeddings)
+        if past_key_values is not None:
+            keys, values = past_key_values.update(keys, values, self.layer_idx)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, _ = attend(
+            self,
+            queries,
+            keys,
+            values,
+            view.mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        output = self.o_proj(output.reshape(*hidden_states.shape[:-1], -1))
+        return output * nn.functional.silu(self.gating(hidden_states)) * view.sees_something.to(output.dtype)
+
+
+class GamerDecoderLayer(GradientCheckpointingLayer):
+    """Causal self-attention, cross-level behavior attention where listed, slot-routed experts (figure 1)."""
+
+    def __init__(self, config: GamerConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = Qwen3Attention(config, layer_idx)
+        self.input_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.cross_attn = None
+        if layer_idx in config.cross_level_layers:
+            # The keys of the second attention layer of a block lie behind those of all first ones in the cache.
+            cache_idx = config.num_hidden_layers + sorted(config.cross_level_layers).index(layer_idx)
+            self.cross_attn = GamerCrossLevelAttention(config, layer_idx, cache_idx)
+            self.post_self_attention_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = RoutedGatedFeedForward(
+            d_model=config.hidden_size,
+            d_ff=config.intermediate_size,
+            num_experts=config.token_space.num_slots if layer_idx in config.routed_layers else 1,
+            num_behaviors=len(config.behaviors),
+            injection_dim=config.behavior_embedding_dim if layer_idx in config.injection_layers else 0,
+            activation=ACT2FN[config.hidden_act],
+            dropout=config.expert_dropout,
+        )
+        self.post_cross_attention_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask=None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        routing: Routing | None = None,
+        view: CrossLevelView | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        attended, _ = self.self_attn(
+            hidden_states=self.input_layernorm(hidden_states),
+            attention_mask=attention_mask,
+            position_embeddings=position_embeddings,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden_states = hidden_states + self.dropout(attended)
+        if self.cross_attn is not None:
+            normed = self.post_self_attention_layernorm(hidden_states)
+            crossed = self.cross_attn(normed, position_embeddings, view, past_key_values, **kwargs)
+            hidden_states = hidden_states + self.dropout(crossed)
+        normed = self.post_cross_attention_layernorm(hidden_states)
+        return hidden_states + self.dropout(self.mlp(normed, routing))
+
+
+class GamerPreTrainedModel(Qwen3PreTrainedModel):
+    config: GamerConfig
+    _no_split_modules = ["GamerDecoderLayer"]
+    _can_record_outputs = {"hidden_states": GamerDecoderLayer, "attentions": Qwen3Attention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, RoutedLinear):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, ConstrainedGenerationMixin):
+            init.constant_(module.item_codes, -1)
+
+
+class GamerModel(GamerPreTrainedModel, Qwen3Model):
+    """The decoder without a head; derives slots, levels and behaviors from its ids."""
+
+    def __init__(self, config: GamerConfig):
+        # Past `Qwen3Model.__init__`, which would build its own layers first.
+        super(Qwen3Model, self).__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(GamerDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = Qwen3RotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        all_input_ids: torch.LongTensor | None = None,
+        session_ids: torch.LongTensor | None = None,
+        sequence_ids: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`): `[BOS?, (b, c0..c_{m-1}) x n]`, padded on
+                either side; with a filled cache only the new tokens.
+            attention_mask (`torch.Tensor` of shape `(batch_size, total_len)`, *optional*): 1 for tokens, 0 for
+                padding; where the ids are not PAD by default.
+            position_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*): 0, 1, 2, ... by default.
+            all_input_ids (`torch.LongTensor` of shape `(batch_size, total_len)`, *optional*): the ids behind the cache
+                and the new ones together, from which behaviors and levels follow; `input_ids` where no cache is
+                filled. `generate` supplies it.
+            session_ids (`torch.LongTensor` of shape `(batch_size, total_len)`, *optional*): session of every token,
+                not decreasing, from 0; BOS and padding have -1. Needed by `session_wise_attention`.
+            sequence_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*): number of the packed
+                sequence each token belongs to, ascending; tokens see their own sequence only.
+
+        Raises:
+            ValueError: no `input_ids`, a filled cache without `all_input_ids`, or no `session_ids` where needed.
+        """
+        if input_ids is None:
+            raise ValueError("`input_ids`: expected token ids, found None; embeddings carry no slot")
+        if use_cache and past_key_values is None:
+            # Grows on demand: there are more attention layers than `num_hidden_layers`.
+            past_key_values = DynamicCache()
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if all_input_ids is None:
+            if seen > 0:
+                raise ValueError(
+                    "`all_input_ids`: expected the ids behind a filled cache together with the new ones, found None"
+                )
+            all_input_ids = input_ids
+        if self.config.session_wise_attention and session_ids is None:
+            raise ValueError(
+                "`session_ids`: expected a session for every token with session-wise attention, found None"
+            )
+        if attention_mask is None:
+            attention_mask = all_input_ids != PAD
+        new = slice(all_input_ids.shape[1] - input_ids.shape[1], None)
+        if position_ids is None:
+            position_ids = self._positions(input_ids, seen, session_ids, sequence_ids, new)
+        hidden_states = self.embed_tokens(input_ids)
+        masks = {
+            "config": self.config,
+            "inputs_embeds": hidden_states,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+        }
+        self_mask = create_causal_mask(
+            **masks, and_mask_function=self._self_rule(all_input_ids, session_ids, sequence_ids)
+        )
+        space = self.config.token_space
+        slots, behaviors = space.slots(input_ids), space.behavior_indices(all_input_ids, include_behavior_tokens=True)
+        view = self._cross_level_view(masks, behaviors, attention_mask, sequence_ids, new)
+        injected = torch.where(slots == BEHAVIOR_SLOT, 0, behaviors[:, new])
+        routing = Routing.from_slots(slots, injected, space.num_slots)
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=self_mask,
+                position_embeddings=position_embeddings,
+                past_key_values=past_key_values,
+                routing=routing,
+                view=view,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
+        )
+
+    def _positions(self, input_ids, seen: int, session_ids, sequence_ids, new: slice) -> torch.Tensor:
+        """Token positions; session numbers with session-wise attention; counted anew in each packed sequence."""
+        if self.config.session_wise_attention:
+            return session_ids[:, new] + 1
+        position = torch.arange(seen, seen + input_ids.shape[1], device=input_ids.device)[None]
+        if sequence_ids is None:
+            return position
+        starts = torch.ones_like(sequence_ids, dtype=torch.bool)
+        starts[:, 1:] = sequence_ids[:, 1:] != sequence_ids[:, :-1]
+        return position - torch.where(starts, position, 0).cummax(dim=1).values
+
+    def _self_rule(self, all_input_ids, session_ids, sequence_ids) -> Callable | None:
+        """What self-attention sees besides causality; `None` where causality is all."""
+        if not self.config.session_wise_attention:
+            return None if sequence_ids is None else (lambda b, h, q, k: sequence_ids[b, q] == sequence_ids[b, k])
+        interaction = (self.config.token_space.slots(all_input_ids) == BEHAVIOR_SLOT).cumsum(dim=1)
+        sequences = torch.zeros_like(all_input_ids) if sequence_ids is None else sequence_ids
+
+        def session_wise(b, h, q, k):
+            earlier, own = session_ids[b, k] < session_ids[b, q], interaction[b, k] == interaction[b, q]
+            return (sequences[b, q] == sequences[b, k]) & (earlier | own)
+
+        return session_wise
+
+    def _cross_level_view(self, masks, behaviors, attention_mask, sequence_ids, new: slice) -> CrossLevelView | None:
+        """Mask of the strictly lower levels before a token, and which tokens have any."""
+        if not self.config.cross_level_layers:
+            return None
+        # Tokens without a behavior, and padding, are above every level as keys and below every level as queries.
+        above = max(self.config.behavior_levels) + 1
+        table = torch.tensor([above, *self.config.behavior_levels], device=behaviors.device)
+        keys = torch.where(attention_mask[:, -behaviors.shape[1] :].bool(), table[behaviors], above)
+        queries = torch.where(keys == above, -1, keys)
+        # A later packed sequence lies below all levels of an earlier one: its own minimum starts with it.
+        shift = 0 if sequence_ids is None else sequence_ids * (above + 2)
+        lowest = (keys - shift).cummin(dim=1).values
+        sees = torch.zeros_like(keys, dtype=torch.bool)
+        sees[:, 1:] = lowest[:, :-1] < (queries - shift)[:, 1:]
+        sequences = torch.zeros_like(keys) if sequence_ids is None else sequence_ids
+
+        def strictly_lower(b, h, q, k):
+            lower = (keys[b, k] < queries[b, q]) & (sequences[b, q] == sequences[b, k])
+            return lower | (~sees[b, q] & (q == k))
+
+        # Padding is excluded by its level. Without the padding mask on top, a padded row keeps its own key as well, so
+        # that no implementation meets a row without any.
+        mask = create_causal_mask(**masks | {"attention_mask": None}, and_mask_function=strictly_lower)
+        return CrossLevelView(mask, behaviors[:, new], sees[:, new, None])
+
+
+class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3ForCausalLM):
+    """GAMER with its language-model head; `generate` is constrained to the catalog.
+
+    `item_codes`, a persistent buffer of shape `(num_items, m)`, is the catalog: row i holds the codes of item i.
+    """
+
+    def __init__(self, config: GamerConfig):
+        super(Qwen3ForCausalLM, self).__init__(config)
+        self.model = GamerModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._register_catalog()
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        all_input_ids: torch.LongTensor | None = None,
+        session_ids: torch.LongTensor | None = None,
+        sequence_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        r"""
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*): `input_ids`, with -100 where a
+                token does not count; each is predicted from the tokens before it. The loss is their mean
+                cross-entropy, of logits divided by `loss_temperature`.
+
+        The other arguments are those of [`GamerModel`].
+
+        Returns:
+            `CausalLMOutputWithPast` with `loss` and `logits` of shape `(batch_size, seq_len, vocab_size)`.
+        """
+        if labels is not None:
+            use_cache = False  # A loss needs no keys and values of the past.
+            if not self.config.loss_on_behaviors:
+                labels = labels.masked_fill(self.config.token_space.slots(labels) == BEHAVIOR_SLOT, -100)
+        output = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            all_input_ids=all_input_ids,
+            session_ids=session_ids,
+            sequence_ids=sequence_ids,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **{name: value for name, value in kwargs.items() if name != "num_items_in_batch"},
+        )
+        if labels is not None:
+            labels = labels.masked_fill(self._has_no_predecessor(input_ids, attention_mask, sequence_ids), -100)
+            output["loss"] = self.loss_function(
+                logits=output.logits / self.config.loss_temperature,
+                labels=labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=kwargs.get("num_items_in_batch"),
+            )
+        return output
+
+    @staticmethod
+    def _has_no_predecessor(input_ids, attention_mask, sequence_ids) -> torch.Tensor:
+        """Tokens that nothing predicts: the first of a row, after padding, and of a packed sequence."""
+        present = input_ids != PAD if attention_mask is None else attention_mask.bool()
+        first = torch.ones_like(present)
+        first[:, 1:] = ~present[:, :-1]
+        if sequence_ids is not None:
+            first[:, 1:] |= sequence_ids[:, 1:] != sequence_ids[:, :-1]
+        return first
+
+    def save_pretrained(self, save_directory, **kwargs):
+        # `register_for_auto_class` keeps one name, and loading remote code replaces it; a checkpoint answers to both.
+        name = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
+        self.config.auto_map = {"AutoModel": name, "AutoModelForCausalLM": name}
+        return super().save_pretrained(save_directory, **kwargs)
+
+    def _generation_inputs(
+        self,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
+        prompt_ids: torch.LongTensor,
+        kwargs: dict,
+    ) -> tuple[dict[str, torch.Tensor], int]:
+        """History and prompt are one row; its padding is moved to the left."""
+        if input_ids is None:
+            input_ids = prompt_ids.new_full(
+                (len(prompt_ids), int(self.config.add_bos_token)), self.config.bos_token_id
+            )
+        if attention_mask is None:
+            attention_mask = (input_ids != PAD).long()
+        if input_ids.shape[1] + prompt_ids.shape[1] == 0:
+            raise ValueError("`prompt`: expected a behavior to start from without a history and BOS, found none")
+        order = attention_mask.argsort(dim=1, stable=True)
+        inputs = {
+            "input_ids": torch.cat([input_ids.gather(1, order), prompt_ids], dim=1),
+            "attention_mask": torch.cat([attention_mask.gather(1, order), torch.ones_like(prompt_ids)], dim=1),
+        }
+        if self.config.session_wise_attention:
+            sessions = kwargs.pop("session_ids", None)
+            if sessions is None and input_ids.shape[1] > int(self.config.add_bos_token):
+                raise ValueError("`session_ids`: expected a session for every token of the history, found None")
+            if sessions is None:
+                sessions = torch.full_like(input_ids, -1)
+            # What is asked for and generated happens in a session of its own; the last column stands for all of it.
+            opened = sessions.max(dim=1, keepdim=True).values + 1 if sessions.shape[1] else prompt_ids.new_zeros(1, 1)
+            opened = opened.expand(len(prompt_ids), prompt_ids.shape[1] + 1)
+            inputs["session_ids"] = torch.cat([sessions.gather(1, order), opened], dim=1)
+        return inputs, input_ids.shape[1]
+
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs):
+        sessions = kwargs.pop("session_ids", None)
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        # Beam search reorders the cache but not other inputs: behaviors follow from the full ids at every step.
+        inputs["all_input_ids"] = input_ids
+        if sessions is not None:
+            missing = max(0, input_ids.shape[1] - sessions.shape[1])
+            sessions = torch.cat([sessions, sessions[:, -1:].expand(-1, missing)], dim=1)
+            inputs["session_ids"] = sessions[:, : input_ids.shape[1]]
+            inputs.pop("position_ids", None)
+        return inputs
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
+        if generation_config.cache_implementation is not None:
+            raise ValueError(
+                f"`cache_implementation`: expected to be left out, found {generation_config.cache_implementation!r}; "
+                "GAMER has two attention layers in a block and needs a cache that grows on demand"
+            )
+        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = DynamicCache()
+
+
+GamerForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+__all__ = ["GamerForCausalLM", "GamerModel", "GamerPreTrainedModel"]
