@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
-from mbgen_hf import Recommender, SequenceTable, evaluate_tasks, load_settings, train_mbgen
+from mbgen_hf import Recommender, SequenceTable, evaluate_tasks, load_settings, train_model
 from mbgen_hf.evaluation.report import format_report
 from mbgen_hf.training.settings import parse_change
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> dict:
     (args,) = HfArgumentParser(ScriptArguments).parse_args_into_dataclasses(argv)
     table = SequenceTable.load(args.data)
     settings = load_settings(args.preset, dict(map(parse_change, args.changes)))
-    trained = train_mbgen(table, settings, args.output, args.seed, args.resume, args.overwrite)
+    trained = train_model(table, settings, args.output, args.seed, args.resume, args.overwrite)
     recommender = Recommender(trained.model, trained.tokenizer, table, args.num_beams)
     report = evaluate_tasks(recommender, "test", max_users=args.max_users)
     print(format_report(report))

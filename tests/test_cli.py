@@ -72,6 +72,24 @@ def load_users(folder) -> list:
     return SequenceTable.load(folder).user_ids.tolist()
 
 
+@pytest.mark.parametrize("protocol", ["leave_one_out", "session_wise"])
+def test_gamer_runs_through_the_same_commands(shop, tmp_path, capsys, protocol):
+    data, model = tmp_path / "data", tmp_path / "model"
+    run("prepare", shop / "log.csv", "--columns", SHOP_COLUMNS, "--behaviors", "click,cart,purchase",
+        "--sessions", "gap:20000", "--output", data)  # fmt: skip
+    small = "--set model.hidden_size=16 --set model.intermediate_size=16 --set model.num_hidden_layers=2".split()
+    run("train", data, "--model", "gamer", "--output", model, *SHORT[:15], *small, "--set", "data.augmentation=2",
+        "--set", f"data.protocol={protocol}")  # fmt: skip
+    capsys.readouterr()
+    run("evaluate", model, "--data", data, "--max-users", 20, "--num-beams", 10)
+    assert capsys.readouterr().out.count("recency") == (3 if protocol == "leave_one_out" else 2)
+    assert json.loads((model / "evaluation.json").read_text())["protocol"] == protocol
+    assert "**GAMER**" in (model / "README.md").read_text()
+    run("recommend", model, "--history", "click=mug-001", "-k", 3)
+    run("recommend", model, "--history", "-k", 2)
+    assert len(capsys.readouterr().out.splitlines()) == 7
+
+
 def test_evaluate_records_what_it_prints_and_writes_the_card(shop, capsys, tmp_path):
     copy = tmp_path / "copy.json"
     run("evaluate", shop / "model", "--data", shop / "data", "--num-beams", 10, "--output", copy)
@@ -147,7 +165,10 @@ HOSTILE = {
     ),
     "prepared folder as checkpoint": ("evaluate {root}/data --data {root}/data", "holding config.json, found none"),
     "config is not JSON": ("evaluate {broken_config} --data {root}/data", "config.json: expected JSON"),
-    "another model": ("evaluate {other_model} --data {root}/data", "expected a model of type 'mbgen', found 'bert'"),
+    "another model": (
+        "evaluate {other_model} --data {root}/data",
+        "expected a model of type ['mbgen', 'gamer'], found 'bert'",
+    ),
     "damaged weights": ("evaluate {broken_weights} --data {root}/data", "found a damaged one"),
     "weights are missing": ("evaluate {no_weights} --data {root}/data", "model.safetensors"),
     "catalog is missing": ("evaluate {no_catalog} --data {root}/data", "expected catalog.safetensors"),

@@ -1,4 +1,4 @@
-"""Generative multi-behavior recommendation on Hugging Face: MBGen as a `transformers` model.
+"""Generative multi-behavior recommendation on Hugging Face: MBGen and GAMER as `transformers` models.
 
 Importing the package registers its classes with the Auto classes. Whatever needs `datasets` or `polars` is imported on
 first use, so that models load where these are not installed.
@@ -7,11 +7,13 @@ first use, so that models load where these are not installed.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from mbgen_hf.models.configuration_gamer import GamerConfig
 from mbgen_hf.models.configuration_mbgen import MBGenConfig
 from mbgen_hf.models.constrained_generation import BehaviorConstraint, CatalogConstraint
 from mbgen_hf.models.item_trie import ItemTrie
+from mbgen_hf.models.modeling_gamer import GamerForCausalLM
 from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
 from mbgen_hf.models.token_space import TokenSpace
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
@@ -29,12 +31,16 @@ if TYPE_CHECKING:
     from mbgen_hf.simulation import simulate_shop
     from mbgen_hf.training.checkpoint import load_checkpoint, push_checkpoint, save_checkpoint
     from mbgen_hf.training.settings import load_settings
-    from mbgen_hf.training.train import build_model, train_mbgen
+    from mbgen_hf.training.train import build_model, train_model
 
 AutoConfig.register("mbgen", MBGenConfig)
 AutoModel.register(MBGenConfig, MBGenForConditionalGeneration)
 AutoModelForSeq2SeqLM.register(MBGenConfig, MBGenForConditionalGeneration)
 AutoTokenizer.register(MBGenConfig, fast_tokenizer_class=InteractionTokenizer)
+AutoConfig.register("gamer", GamerConfig)
+AutoModel.register(GamerConfig, GamerForCausalLM)
+AutoModelForCausalLM.register(GamerConfig, GamerForCausalLM)
+AutoTokenizer.register(GamerConfig, fast_tokenizer_class=InteractionTokenizer)
 
 _ON_FIRST_USE = {
     "BehaviorSchema": "data.behavior_schema",
@@ -51,7 +57,7 @@ _ON_FIRST_USE = {
     "recommend": "recommendation",
     "save_checkpoint": "training.checkpoint",
     "simulate_shop": "simulation",
-    "train_mbgen": "training.train",
+    "train_model": "training.train",
 }
 
 
@@ -69,6 +75,8 @@ __all__ = [
     "BehaviorConstraint",
     "BehaviorSchema",
     "CatalogConstraint",
+    "GamerConfig",
+    "GamerForCausalLM",
     "InteractionTokenizer",
     "ItemTrie",
     "MBGenConfig",
@@ -88,5 +96,5 @@ __all__ = [
     "recommend",
     "save_checkpoint",
     "simulate_shop",
-    "train_mbgen",
+    "train_model",
 ]

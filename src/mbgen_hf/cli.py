@@ -80,6 +80,9 @@ def _add_prepare(subparsers: argparse._SubParsersAction) -> None:
     add("--item-count-over", choices=("train", "all"), default="train",
         help="count items in all but each user's last two interactions, or in all (default: train)")  # fmt: skip
     add("--iterative", action="store_true", help="filter until nothing changes")
+    add("--sessions", metavar="RULE",
+        help="cut sessions, after filtering: gap:SECONDS, day:ZONE or given (by the session_id column)")  # fmt: skip
+    add("--min-sessions", type=int, metavar="N", help="sessions a user needs with --sessions (default: 3)")
 
 
 def _run_prepare(args: argparse.Namespace) -> int:
@@ -103,6 +106,8 @@ def _run_prepare(args: argparse.Namespace) -> int:
         min_user_interactions=args.min_user_interactions,
         item_count_over=args.item_count_over,
         iterative=args.iterative,
+        sessions=args.sessions,
+        min_sessions=args.min_sessions,
         overwrite=args.overwrite,
     )
     print(format_report(report))
@@ -111,12 +116,13 @@ def _run_prepare(args: argparse.Namespace) -> int:
 
 def _add_train(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("train", help="prepared folder to checkpoint", allow_abbrev=False,
-        description="Train MBGen on a prepared folder, alone or under `accelerate launch`.")  # fmt: skip
+        description="Train MBGen or GAMER on a prepared folder, alone or under `accelerate launch`.")  # fmt: skip
     parser.set_defaults(run=_run_train)
     add = parser.add_argument
     add("data", metavar="PREPARED", help="folder written by `mbgen prepare`")
     add("--output", required=True, metavar="FOLDER", help="checkpoint folder to write")
-    add("--preset", default="mbgen-small", help="mbgen-small (default), mbgen-paper or mbgen-official")
+    add("--model", choices=("mbgen", "gamer"), default="mbgen", help="short for --preset MODEL-small")
+    add("--preset", metavar="NAME", help="MODEL-small (default), MODEL-paper or MODEL-official")
     add("--set", action="append", default=[], metavar="SECTION.NAME=VALUE", dest="changes",
         help="change a setting of the preset, such as model.d_model=128; may be given again")  # fmt: skip
     for flag, setting, kind in _SHORT_SETTINGS:
@@ -141,7 +147,7 @@ def _run_train(args: argparse.Namespace) -> int:
 
     from mbgen_hf.data.sequence_table import SequenceTable
     from mbgen_hf.training.settings import load_settings, parse_change
-    from mbgen_hf.training.train import train_mbgen
+    from mbgen_hf.training.train import train_model
 
     changes = dict(parse_change(text) for text in args.changes)
     for flag, setting, _ in _SHORT_SETTINGS:
@@ -152,9 +158,9 @@ def _run_train(args: argparse.Namespace) -> int:
         changes["training.bf16"] = True
     if args.cpu:
         changes["training.use_cpu"] = True
-    settings = load_settings(args.preset, changes)
+    settings = load_settings(args.preset or f"{args.model}-small", changes)
     table = SequenceTable.load(args.data)
-    train_mbgen(table, settings, args.output, args.seed, args.resume, args.overwrite)
+    train_model(table, settings, args.output, args.seed, args.resume, args.overwrite)
     if PartialState().is_main_process:
         print(f"checkpoint: {args.output}\nnext: mbgen evaluate {args.output} --data {args.data}")
     return 0
@@ -169,8 +175,9 @@ def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
     _add_checkpoint_arguments(parser)
     add("--data", required=True, metavar="PREPARED", help="folder written by `mbgen prepare`")
     add("--split", choices=("test", "validation"), default="test")
-    add("--tasks", type=_list, default=["target", "behavior", "behavior_item"], metavar="TASK,...",
-        help="target, behavior, behavior_item (default: all)")  # fmt: skip
+    add("--protocol", choices=("leave_one_out", "session_wise"), help="default: the one it was trained under")
+    add("--tasks", type=_list, metavar="TASK,...",
+        help="target, behavior, behavior_item (default: all the protocol has)")  # fmt: skip
     add("--max-users", type=int, metavar="N", help="a random sample of so many cases per task (default: all)")
     add("--dataset-name", metavar="NAME", help="name in the record (default: the data folder's)")
     add("--output", metavar="FILE", help="write the JSON record here too")
@@ -192,19 +199,22 @@ def _run_evaluate(args: argparse.Namespace) -> int:
 
     from mbgen_hf.data.sequence_table import SequenceTable
     from mbgen_hf.evaluation.evaluator import Recommender
-    from mbgen_hf.evaluation.record import evaluate_checkpoint
+    from mbgen_hf.evaluation.protocols import TASKS
+    from mbgen_hf.evaluation.record import evaluate_checkpoint, trained_protocol
     from mbgen_hf.evaluation.report import format_report
     from mbgen_hf.training.checkpoint import load_checkpoint, write_text_whole
 
     table = SequenceTable.load(args.data)
     model, tokenizer = load_checkpoint(args.checkpoint)
     recommender = Recommender(model, tokenizer, table, args.num_beams, args.batch_size)
+    protocol = args.protocol or trained_protocol(args.checkpoint)
     evaluation = evaluate_checkpoint(
         recommender,
         folder=args.checkpoint if Path(args.checkpoint).is_dir() else None,
         dataset=args.dataset_name or Path(args.data).resolve().name,
         split=args.split,
-        tasks=args.tasks,
+        tasks=args.tasks or (TASKS if protocol == "leave_one_out" else TASKS[:2]),
+        protocol=protocol,
         max_users=args.max_users,
         progress=sys.stderr.isatty(),
     )

@@ -10,6 +10,7 @@ from mbgen_hf.cli import main
 from mbgen_hf.data import output_folder
 from mbgen_hf.data.prepare import PREPARED_FILES, format_report, prepare
 from mbgen_hf.data.sequence_table import SequenceTable
+from mbgen_hf.data.sessions import recorded_session_rule
 
 
 LOG = (
@@ -143,6 +144,88 @@ def test_cli_prepare_takes_every_option(tmp_path: Path, capsys: pytest.CaptureFi
     assert table.schema.to_dict() == {"names": ["click", "cart", "buy"], "levels": [0, 1, 1], "target": "cart"}
     assert table.timestamps.tolist() == [1431273600, 1433952000, 1447171200]
     assert main(command) == 2 and main([*command, "--overwrite"]) == 0
+
+
+VISITS = "user_id,item_id,behavior,timestamp,session_id\n" + "".join(
+    f"{user},{item},{behavior},{time},{session}\n"
+    for user, item, behavior, time, session in [
+        (1, 10, "view", 0, "a"), (1, 11, "buy", 50, "a"), (1, 10, "view", 90_000, "b"), (1, 10, "buy", 180_000, "c"),
+        (2, 12, "view", 10, "d"), (2, 12, "buy", 2000, "e"),
+        (3, 10, "view", 57_599, "f"), (3, 11, "view", 57_600, "f"), (3, 13, "buy", 60_000, "g"),
+    ]
+)  # fmt: skip
+SESSION_OPTIONS = {
+    "columns": {name: name for name in ("user_id", "item_id", "behavior", "timestamp", "session_id")},
+    "behaviors": ["view", "buy"],
+    "min_item_count": 0,
+    "min_user_interactions": 0,
+}
+
+
+@pytest.fixture
+def visits(tmp_path: Path) -> Path:
+    path = tmp_path / "visits.csv"
+    path.write_text(VISITS)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rule", "minimum", "expected", "before"),
+    [
+        ("gap:1000", None, [0, 0, 1, 2], 7),
+        ("given", None, [0, 0, 1, 2], 7),
+        ("gap:1800", 2, [0, 0, 1, 2, 0, 1, 0, 0, 1], 7),
+        ("day:Asia/Shanghai", 2, [0, 0, 1, 2, 0, 1, 1], 6),
+        ("day:UTC", 2, [0, 0, 1, 2], 5),
+    ],
+)
+def test_prepare_cuts_sessions_and_says_whom_it_dropped(
+    rule: str, minimum: int | None, expected: list[int], before: int, visits: Path, tmp_path: Path
+) -> None:
+    table, report = prepare(visits, tmp_path / "out", **SESSION_OPTIONS, sessions=rule, min_sessions=minimum)
+    loaded = SequenceTable.load(tmp_path / "out")
+    assert loaded.session_ids.tolist() == table.session_ids.tolist() == expected
+    assert str(recorded_session_rule(tmp_path / "out")) == rule and json.loads(json.dumps(report)) == report
+    after = sum(a != b for a, b in zip([-1, *expected], expected, strict=False))
+    dropped = 3 - table.num_users
+    assert report["sessions"] == {
+        "rule": rule, "min_sessions": minimum or 3, "sessions_before": before, "sessions_after": after,
+        "users_dropped": dropped,
+    }  # fmt: skip
+    step = report["filters"][-1]
+    assert step["name"] == f"users with at least {minimum or 3} sessions"
+    assert (step["users_before"], step["users_after"], step["rows_after"]) == (3, table.num_users, len(expected))
+    assert report["result"]["users"] == table.num_users and report["result"]["items"] == loaded.num_items
+    assert f"sessions: {rule}, {after} of {before} kept, {dropped} users dropped" in format_report(report)
+
+
+def test_prepare_without_a_rule_keeps_a_session_column_and_every_user(visits: Path, tmp_path: Path) -> None:
+    table, report = prepare(visits, tmp_path / "out", **SESSION_OPTIONS)
+    assert table.num_users == 3 and table.session_ids.tolist() == [0, 0, 1, 2, 0, 1, 0, 0, 1]
+    assert "sessions" not in report and recorded_session_rule(tmp_path / "out") is None
+    assert "sessions" not in format_report(report)
+
+
+def test_cli_prepare_cuts_sessions_or_ends_in_one_line(
+    log: Path, visits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prepare", str(visits), "--behaviors", "view,buy", "--min-item-count", "0"]
+    command += ["--min-user-interactions", "0", "--output", str(tmp_path / "out")]
+    assert main([*command, "--sessions", "gap:1800", "--min-sessions", "2"]) == 0
+    assert "sessions: gap:1800, 7 of 7 kept, 0 users dropped" in capsys.readouterr().out
+    for options, message in {
+        "--sessions week": "`sessions`: expected gap:SECONDS, day:ZONE or given, found 'week'",
+        "--sessions day:Mars": "`timezone`: expected an IANA zone",
+        "--sessions gap:0": "`gap_seconds`: expected a positive number",
+        "--min-sessions 2": "`min_sessions`: expected only with `sessions`, found 2",
+        "--sessions gap:60 --min-sessions -1": "`min_sessions`: expected a non-negative integer, found -1",
+        "--sessions gap:60 --min-sessions 9": "`min_sessions`: expected users with at least 9 sessions, found none",
+    }.items():
+        assert main([*command[:-1], str(tmp_path / "new"), *options.split()]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match="`table`: expected session_ids, found none"):
+        prepare(log, tmp_path / "new", **OPTIONS, sessions="given")
 
 
 def test_cli_help_version_and_interrupt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

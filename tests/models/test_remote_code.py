@@ -5,23 +5,27 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
-from model_fixtures import HISTORIES
+from model_fixtures import HISTORIES, gamer_tokenizer, tiny_gamer
 
 
 SCRIPT = """
 import json, sys
 sys.modules["mbgen_hf"] = None
-from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+import transformers
+from transformers import AutoModel, AutoTokenizer
 folder, histories, again = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-assert type(AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)).__name__ == type(model).__name__
+other = getattr(transformers, sys.argv[4]).from_pretrained(folder, trust_remote_code=True)
+assert type(other).__name__ == type(model).__name__
 assert type(model).__module__.startswith("transformers_modules."), type(model)
 options = dict(prompt=[model.config.bos_token_id, "buy"], num_beams=20, num_return_sequences=10,
                return_dict_in_generate=True)
 histories = [[tuple(pair) for pair in history] for history in histories]
-encoded = tokenizer.encode_history(histories, user_id=[1, 2, 3])
+users = [1, 2, 3] if tokenizer.token_space.num_user_tokens else None
+encoded = tokenizer.encode_history(histories, user_id=users)
 found = [model.generate(**encoded, **options), model.generate(**options)]
 model.save_pretrained(again)
 tokenizer.save_pretrained(again)
@@ -29,7 +33,7 @@ print(json.dumps([[tokenizer.decode_items(o.sequences), o.sequences_scores.tolis
 """
 
 
-def run_without_the_package(folder, again, cache) -> list:
+def run_without_the_package(folder, again, cache, auto_class) -> list:
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -38,7 +42,7 @@ def run_without_the_package(folder, again, cache) -> list:
         "PYTHONPATH": "",
     }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), json.dumps(HISTORIES), str(again)],
+        [sys.executable, "-c", SCRIPT, str(folder), json.dumps(HISTORIES), str(again), auto_class],
         capture_output=True,
         text=True,
         env=environment,
@@ -49,7 +53,12 @@ def run_without_the_package(folder, again, cache) -> list:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_folder_works_where_the_package_is_missing(tmp_path, model, tokenizer):
+@pytest.mark.parametrize("auto_class", ["AutoModelForSeq2SeqLM", "AutoModelForCausalLM"])
+def test_a_folder_works_where_the_package_is_missing(tmp_path, model, tokenizer, auto_class):
+    users = [1, 2, 3]
+    if auto_class == "AutoModelForCausalLM":
+        model = tiny_gamer()
+        tokenizer, users = gamer_tokenizer(model), None
     first, second, cache = tmp_path / "first", tmp_path / "second", tmp_path / "cache"
     cache.mkdir()
     model.save_pretrained(first)
@@ -61,15 +70,15 @@ def test_a_folder_works_where_the_package_is_missing(tmp_path, model, tokenizer)
         "return_dict_in_generate": True,
     }
     expected = [
-        model.generate(**tokenizer.encode_history(HISTORIES, user_id=[1, 2, 3]), **options),
+        model.generate(**tokenizer.encode_history(HISTORIES, user_id=users), **options),
         model.generate(**options),
     ]
     # What is loaded without the package and saved again must work as well.
     for folder, again in ((first, second), (second, tmp_path / "third")):
-        found = run_without_the_package(folder, again, cache)
+        found = run_without_the_package(folder, again, cache, auto_class)
         for (items, scores), output in zip(found, expected, strict=True):
             assert items == tokenizer.decode_items(output.sequences)
             torch.testing.assert_close(torch.tensor(scores), output.sequences_scores, atol=1e-5, rtol=1e-6)
     config = json.loads((second / "config.json").read_text())
-    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForSeq2SeqLM"}
+    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", auto_class}
     assert {file.suffix for file in first.iterdir()} == {".py", ".json", ".safetensors"}

@@ -15,7 +15,7 @@ from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
 from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
 from mbgen_hf.simulation import simulate_shop
 from mbgen_hf.training.checkpoint import load_checkpoint
-from mbgen_hf.training.train import train_mbgen
+from mbgen_hf.training.train import train_model
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -42,7 +42,7 @@ def read_losses(folder) -> dict[int, float]:
 
 
 def test_a_run_leaves_a_loadable_folder_without_pickles(tmp_path, shop_table, tiny_settings):
-    trained = train_mbgen(shop_table, tiny_settings(), tmp_path / "run")
+    trained = train_model(shop_table, tiny_settings(), tmp_path / "run")
     model, tokenizer = load_checkpoint(tmp_path / "run", device="cpu")
     for (name, one), two in zip(model.state_dict().items(), trained.model.state_dict().values(), strict=True):
         assert torch.equal(one, two.cpu()), name
@@ -57,7 +57,7 @@ def test_a_run_leaves_a_loadable_folder_without_pickles(tmp_path, shop_table, ti
 
 def test_the_best_checkpoint_is_the_one_that_is_kept(tmp_path, shop_table, tiny_settings):
     settings = tiny_settings(training__learning_rate=0.05, training__max_steps=18)
-    trained = train_mbgen(shop_table, settings, tmp_path / "run")
+    trained = train_model(shop_table, settings, tmp_path / "run")
     scores = {e["step"]: e["eval_ndcg@10"] for e in trained.history if "eval_ndcg@10" in e}
     best = max(scores, key=lambda step: (scores[step], -step))
     kept = MBGenForConditionalGeneration.from_pretrained(tmp_path / "run" / "checkpoints" / f"checkpoint-{best}")
@@ -73,7 +73,7 @@ def test_accumulation_changes_neither_loss_nor_gradient(tmp_path, shop_table, ti
             training__gradient_accumulation_steps=steps,
             model__dropout_rate=0.0,
         )
-        histories.append(train_mbgen(shop_table, settings, tmp_path / f"run{batch}").history)
+        histories.append(train_model(shop_table, settings, tmp_path / f"run{batch}").history)
     whole, parts = ([e for e in history if "loss" in e] for history in histories)
     for one, two in zip(whole, parts, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=2e-5)
@@ -99,7 +99,7 @@ def test_a_tiny_model_learns_twenty_users_by_heart(tmp_path, tiny_settings):
         training__weight_decay=0.0,
         validation__task="behavior",
     )
-    train_mbgen(full, settings, tmp_path / "run")
+    train_model(full, settings, tmp_path / "run")
     # Asked for what it was trained on, it must know it: the last training interaction takes the validation place.
     ends = full.offsets[1:] - 1
     kept = np.ones(full.num_interactions, dtype=bool)
@@ -126,8 +126,8 @@ def test_training_never_reads_held_out_interactions(tmp_path, shop_table, tiny_s
     held_out = np.concatenate([shop_table.offsets[1:] - 1, shop_table.offsets[1:] - 2])
     changed.items[held_out] = (changed.items[held_out] + 1) % shop_table.num_items
     settings = tiny_settings(training__max_steps=6)
-    one = train_mbgen(shop_table, settings, tmp_path / "one").history
-    two = train_mbgen(changed, settings, tmp_path / "two").history
+    one = train_model(shop_table, settings, tmp_path / "one").history
+    two = train_model(changed, settings, tmp_path / "two").history
     assert losses(one) == losses(two)
     assert [e["eval_loss"] for e in one if "eval_loss" in e] != [e["eval_loss"] for e in two if "eval_loss" in e]
 
@@ -199,7 +199,7 @@ def test_two_processes_train_like_one_with_twice_the_batch(tmp_path, prepared):
 )
 def test_bad_settings_are_refused_before_anything_is_written(tmp_path, shop_table, tiny_settings, changes, message):
     with pytest.raises(ValueError, match=message):
-        train_mbgen(shop_table, tiny_settings(**changes), tmp_path / "run")
+        train_model(shop_table, tiny_settings(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -208,8 +208,8 @@ def test_an_earlier_run_is_not_overwritten_or_mixed_up(tmp_path, shop_table, tin
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="expected a new or empty folder"):
-        train_mbgen(shop_table, tiny_settings(), folder)
-    train_mbgen(shop_table, tiny_settings(), folder, overwrite=True)
+        train_model(shop_table, tiny_settings(), folder)
+    train_model(shop_table, tiny_settings(), folder, overwrite=True)
     with pytest.raises(ValueError, match=r"`training.learning_rate` was 0.002 and is 0.5"):
-        train_mbgen(shop_table, tiny_settings(training__learning_rate=0.5), folder, resume=True)
+        train_model(shop_table, tiny_settings(training__learning_rate=0.5), folder, resume=True)
     assert (folder / "notes.txt").read_text() == "mine"

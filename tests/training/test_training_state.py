@@ -60,9 +60,12 @@ def test_random_generators_continue_where_they_were(tmp_path):
 
 
 def test_every_preset_reads_and_changes_apply():
-    assert {"mbgen-official", "mbgen-paper", "mbgen-quickstart", "mbgen-small"} <= set(preset_names())
+    assert {"gamer-official", "gamer-paper", "gamer-small", "mbgen-official", "mbgen-paper", "mbgen-small"} <= set(
+        preset_names()
+    )
     for name in preset_names():
-        assert set(load_settings(name)) == {"item_ids", "model", "data", "training", "validation"}
+        assert set(load_settings(name)) == {"architecture", "item_ids", "model", "data", "training", "validation"}
+        assert name.startswith(load_settings(name)["architecture"])
     changed = load_settings("mbgen-paper", {"model.d_model": 8, "training.num_train_epochs": 2})
     assert changed["model"]["d_model"] == 8 and "max_steps" not in changed["training"]
 

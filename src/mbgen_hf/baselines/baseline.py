@@ -6,7 +6,8 @@ from typing import Self
 import numpy as np
 
 from mbgen_hf.data.sequence_table import SequenceTable
-from mbgen_hf.evaluation.protocols import EvaluationCases, training_end
+from mbgen_hf.evaluation.protocols import EvaluationCases
+from mbgen_hf.evaluation.protocols import training_end as leave_one_out_training_end
 
 
 class Baseline(ABC):
@@ -20,8 +21,15 @@ class Baseline(ABC):
     """Short name used in reports."""
 
     @abstractmethod
-    def fit(self, table: SequenceTable) -> Self:
-        """Learn from each user's training part: everything before the validation interaction, nothing after."""
+    def fit(self, table: SequenceTable, training_end: np.ndarray | None = None) -> Self:
+        """Learn from each user's training part and nothing after.
+
+        Args:
+            table: the sequences.
+            training_end: `(num_users,)` position after each user's last training interaction, such as
+                `session_training_end(table)`; by default the training part ends before the validation interaction of
+                leave-one-out.
+        """
 
     @abstractmethod
     def recommend(
@@ -50,9 +58,22 @@ class Baseline(ABC):
         """
 
 
-def training_mask(table: SequenceTable) -> np.ndarray:
-    """`(num_interactions,)` bool: the interaction lies before its user's validation interaction."""
-    return np.arange(table.num_interactions) < np.repeat(training_end(table), table.lengths)
+def training_mask(table: SequenceTable, training_end: np.ndarray | None = None) -> np.ndarray:
+    """`(num_interactions,)` bool: the interaction lies in its user's training part.
+
+    Args:
+        table: the sequences.
+        training_end: see `Baseline.fit`.
+
+    Raises:
+        ValueError: `training_end` is not one position per user within that user's row.
+    """
+    end = leave_one_out_training_end(table) if training_end is None else np.asarray(training_end)
+    if end.shape != (table.num_users,):
+        raise ValueError(f"`training_end`: expected shape ({table.num_users},), found {end.shape}")
+    if np.any((end < table.offsets[:-1]) | (end > table.offsets[1:])):
+        raise ValueError("`training_end`: expected positions within each user's row, found one outside")
+    return np.arange(table.num_interactions) < np.repeat(end, table.lengths)
 
 
 def check_length(k: int) -> None:

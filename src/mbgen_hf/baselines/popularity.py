@@ -26,9 +26,9 @@ class PopularityBaseline(Baseline):
         self.behavior_specific = behavior_specific
         self.counts: np.ndarray | None = None
 
-    def fit(self, table: SequenceTable) -> Self:
+    def fit(self, table: SequenceTable, training_end: np.ndarray | None = None) -> Self:
         """Count `(num_behaviors, num_items)` training interactions."""
-        kept = training_mask(table)
+        kept = training_mask(table, training_end)
         pairs = table.behaviors[kept].astype(np.int64) * table.num_items + table.items[kept]
         size = len(table.schema) * table.num_items
         self.counts = np.bincount(pairs, minlength=size).reshape(len(table.schema), table.num_items)

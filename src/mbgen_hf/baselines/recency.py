@@ -25,9 +25,9 @@ class RecencyBaseline(Baseline):
     def __init__(self) -> None:
         self.follow_up: np.ndarray | None = None
 
-    def fit(self, table: SequenceTable) -> Self:
+    def fit(self, table: SequenceTable, training_end: np.ndarray | None = None) -> Self:
         """Learn each behavior's follow-up, `(num_behaviors,)`; `recommend` works without."""
-        kept = np.flatnonzero(training_mask(table))
+        kept = np.flatnonzero(training_mask(table, training_end))
         users = np.repeat(np.arange(table.num_users), table.lengths)[kept]
         items = table.items[kept]
         order = np.lexsort((items, users))

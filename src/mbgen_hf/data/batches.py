@@ -8,7 +8,8 @@ from torch.utils.data import Dataset, Sampler
 
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.data.training_examples import PrefixExamples
-from mbgen_hf.models.token_space import EOS
+from mbgen_hf.data.user_rows import UserRows
+from mbgen_hf.models.token_space import EOS, PAD
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
 
 
@@ -61,6 +62,84 @@ class PrefixCollator:
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
 
+class RowCollator:
+    """Builds decoder-only batches for a list of row numbers, without a loop over rows.
+
+    Args:
+        rows: the rows numbered.
+        tokenizer: lays histories out; needs its catalog.
+        with_sessions: whether batches carry `session_ids`, for session-wise attention.
+        packing: whether several rows share a row of the batch, none longer than the longest alone.
+
+    Calling it returns `input_ids`, `attention_mask` and `labels`, each of shape `(batch_size, seq_len)`, padded on the
+    right, and `session_ids` and `sequence_ids` where asked for. Labels are the ids, with -100 for padding, BOS and
+    whatever the row's loss leaves out.
+
+    Raises:
+        ValueError: sessions asked for, and the rows have none.
+    """
+
+    def __init__(
+        self, rows: UserRows, tokenizer: InteractionTokenizer, with_sessions: bool = False, packing: bool = False
+    ):
+        if with_sessions and rows.sessions is None:
+            raise ValueError("`rows`: expected sessions for session-wise attention, found none; prepare with sessions")
+        self.rows, self.tokenizer = rows, tokenizer
+        self.with_sessions, self.packing = with_sessions, packing
+
+    def __call__(self, numbers: list[int]) -> dict[str, torch.Tensor]:
+        numbers, rows = np.asarray(numbers), self.rows
+        starts, ends = rows.starts[numbers], rows.ends[numbers]
+        batch = self.tokenizer.encode_interactions(
+            rows.items,
+            rows.behaviors,
+            starts,
+            ends,
+            max_history=int((ends - starts).max()),
+            sessions=rows.sessions if self.with_sessions else None,
+        )
+        width = self.tokenizer.token_space.num_code_levels + 1
+        first = (self.tokenizer.history_prefix is not None) + (rows.loss_from[numbers] - starts) * width
+        counts = np.arange(batch["input_ids"].shape[1]) >= first[:, None]
+        batch["labels"] = np.where(counts & (batch["attention_mask"] == 1), batch["input_ids"], -100)
+        if self.packing:
+            batch = pack_rows(batch)
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+
+PADDING = {"input_ids": PAD, "labels": -100, "session_ids": -1, "attention_mask": 0}
+
+
+def pack_rows(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Put the rows of a batch, padded on the right, into as few rows of the same width as first-fit finds.
+
+    Args:
+        batch: arrays of shape `(batch_size, seq_len)`, among them `attention_mask`.
+
+    Returns:
+        The same arrays with fewer rows, and `sequence_ids`: the number of each token's row within its new row, from 0,
+        ascending; padding continues the last number.
+    """
+    sizes, width = batch["attention_mask"].sum(axis=1), batch["attention_mask"].shape[1]
+    free: list[int] = []
+    places = []
+    for row in np.argsort(-sizes, kind="stable"):
+        bin_ = next((number for number, left in enumerate(free) if left >= sizes[row]), len(free))
+        if bin_ == len(free):
+            free.append(width)
+        places.append((row, bin_, width - free[bin_]))
+        free[bin_] -= int(sizes[row])
+    packed = {name: np.full((len(free), width), PADDING[name], dtype=np.int64) for name in batch}
+    sequence_ids = np.zeros((len(free), width), dtype=np.int64)
+    for row, bin_, start in places:
+        here = slice(start, start + sizes[row])
+        for name, values in batch.items():
+            packed[name][bin_, here] = values[row, : sizes[row]]
+        if start:
+            sequence_ids[bin_, start:] += 1
+    return packed | {"sequence_ids": sequence_ids}
+
+
 def user_tokens(table: SequenceTable, tokenizer: InteractionTokenizer) -> np.ndarray | None:
     """`(num_users,)` token ids of the table's users, or `None` where the model has no user tokens."""
     if not tokenizer.token_space.num_user_tokens:
@@ -103,4 +182,4 @@ class LengthGroupedBatchOrder(Sampler[int]):
         return iter(batches.reshape(-1).tolist())
 
 
-__all__ = ["ExampleIndices", "LengthGroupedBatchOrder", "PrefixCollator", "user_tokens"]
+__all__ = ["ExampleIndices", "LengthGroupedBatchOrder", "PrefixCollator", "RowCollator", "pack_rows", "user_tokens"]

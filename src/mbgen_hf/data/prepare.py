@@ -12,6 +12,14 @@ from mbgen_hf.data.filters import FilterStep, filter_log
 from mbgen_hf.data.output_folder import check_output_folder, written_whole
 from mbgen_hf.data.read_log import ReadReport, read_interaction_log
 from mbgen_hf.data.sequence_table import CATALOG_FILE, SCHEMA_FILE, SEQUENCES_FILE, SequenceTable
+from mbgen_hf.data.sessions import (
+    MINIMUM_SESSIONS,
+    SessionRule,
+    keep_users_with_sessions,
+    record_session_rule,
+    session_counts,
+    with_sessions,
+)
 from mbgen_hf.version import __version__
 
 
@@ -37,6 +45,8 @@ def prepare(
     min_user_interactions: int = 4,
     item_count_over: str = "train",
     iterative: bool = False,
+    sessions: str | SessionRule | None = None,
+    min_sessions: int | None = None,
     overwrite: bool = False,
 ) -> tuple[SequenceTable, dict[str, Any]]:
     """Read log files, filter them and save the sequence table with a report.
@@ -48,6 +58,9 @@ def prepare(
         paths: see `read_interaction_log`, as for all arguments up to `on_bad_rows`.
         output: folder to write.
         min_item_count: see `filter_log`, as for all arguments up to `iterative`.
+        sessions: how interactions are cut into sessions, after the filters above: `gap:SECONDS`, `day:ZONE`, `given`
+            or a `SessionRule`; by default a session column is kept as it is and nothing else is done.
+        min_sessions: sessions a user needs where `sessions` is set (default: 3); 0 keeps every user.
         overwrite: replace the result of an earlier run in `output`.
 
     Returns:
@@ -57,6 +70,7 @@ def prepare(
         ValueError: the input, an argument or the output folder is bad.
     """
     folder = check_output_folder(output, overwrite, PREPARED_FILES)
+    rule, min_sessions = _session_arguments(sessions, min_sessions)
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     drop_behaviors = list(drop_behaviors)
     reading = {
@@ -81,12 +95,46 @@ def prepare(
     log = read_interaction_log(paths, **reading)
     frame, steps = filter_log(log.frame, **filtering)
     table = SequenceTable.from_log(frame, log.schema)
+    cut = None
+    if rule is not None:
+        table, step, cut = _cut_sessions(table, rule, min_sessions)
+        steps.append(step)
     report = _report(paths, reading | filtering, log.report, steps, table)
+    if cut is not None:
+        report["sessions"] = cut
     with written_whole(folder) as new:
         table.save(new)
+        if rule is not None:
+            record_session_rule(new, rule)
         text = json.dumps(report, indent=2, ensure_ascii=False, default=str)
         (new / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
     return table, report
+
+
+def _session_arguments(sessions: str | SessionRule | None, minimum: int | None) -> tuple[SessionRule | None, int]:
+    if sessions is None and minimum is not None:
+        raise ValueError(f"`min_sessions`: expected only with `sessions`, found {minimum} without")
+    rule = SessionRule.parse(sessions) if isinstance(sessions, str) else sessions
+    return rule, MINIMUM_SESSIONS if minimum is None else minimum
+
+
+def _cut_sessions(
+    table: SequenceTable, rule: SessionRule, minimum: int
+) -> tuple[SequenceTable, FilterStep, dict[str, Any]]:
+    table = with_sessions(table, rule)
+    before = int(session_counts(table).sum())
+    table, step = keep_users_with_sessions(table, minimum)
+    return (
+        table,
+        step,
+        {
+            "rule": str(rule),
+            "min_sessions": minimum,
+            "sessions_before": before,
+            "sessions_after": int(session_counts(table).sum()),
+            "users_dropped": step.users_before - step.users_after,
+        },
+    )
 
 
 def _report(
@@ -147,6 +195,11 @@ def format_report(report: Mapping[str, Any]) -> str:
     ]
     lines.append(f"behaviors: {', '.join(counts)}; order from {reading['behavior_source']}")
     lines.append(f"time: {reading['first_time']} .. {reading['last_time']}")
+    if cut := report.get("sessions"):
+        lines.append(
+            f"sessions: {cut['rule']}, {cut['sessions_after']:,} of {cut['sessions_before']:,} kept, "
+            f"{cut['users_dropped']:,} users dropped"
+        )
     if report["assumed_year"] is not None:
         lines.append(f"year: the log has none, {report['assumed_year']} is assumed")
     return "\n".join(lines)

@@ -11,11 +11,25 @@ from tqdm.auto import tqdm
 from mbgen_hf.baselines.popularity import PopularityBaseline
 from mbgen_hf.baselines.recency import RecencyBaseline
 from mbgen_hf.data.batches import user_tokens
+from mbgen_hf.data.behavior_schema import BehaviorSchema
 from mbgen_hf.data.sequence_table import SequenceTable
-from mbgen_hf.evaluation.metrics import joint_ids, metrics_report, ranking_metrics
-from mbgen_hf.evaluation.protocols import TASKS, EvaluationCases, Split, Task, leave_one_out_cases, task_cases
+from mbgen_hf.evaluation.metrics import joint_ids, split_report
+from mbgen_hf.evaluation.protocols import (
+    TASKS,
+    EvaluationCases,
+    Protocol,
+    Split,
+    Task,
+    protocol_cases,
+    protocol_training_end,
+    task_cases,
+)
 from mbgen_hf.models.token_space import BOS
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
+
+
+# History lengths of the papers: what the baselines see, however short a history the model was built for.
+PAPER_HISTORY: dict[Protocol, int] = {"leave_one_out": 50, "session_wise": 100}
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,11 @@ class Recommender:
         self.model, self.tokenizer, self.table = model, tokenizer, table
         self.num_beams, self.batch_size = num_beams, batch_size
         self.user_tokens = user_tokens(table, tokenizer)
+        self.session_wise = getattr(model.config, "session_wise_attention", False)
+        if self.session_wise and table.session_ids is None:
+            raise ValueError(
+                "`table`: expected sessions for session-wise attention, found none; prepare with sessions"
+            )
 
     def recommend(
         self, cases: EvaluationCases, k: int, behavior: np.ndarray | None, progress: bool = False
@@ -109,7 +128,12 @@ class Recommender:
     def _generate(self, cases: EvaluationCases, k: int, behavior: np.ndarray | None):
         users = None if self.user_tokens is None else self.user_tokens[cases.users]
         encoded = self.tokenizer.encode_interactions(
-            self.table.items, self.table.behaviors, cases.history_start, cases.history_end, users
+            self.table.items,
+            self.table.behaviors,
+            cases.history_start,
+            cases.history_end,
+            users,
+            sessions=self.table.session_ids if self.session_wise else None,
         )
         inputs = {name: torch.from_numpy(values).to(self.model.device) for name, values in encoded.items()}
         space = self.tokenizer.token_space
@@ -139,30 +163,38 @@ def evaluate_tasks(
     seed: int = 0,
     baselines: bool = True,
     progress: bool = False,
+    protocol: Protocol = "leave_one_out",
 ) -> dict:
     """Scores of a model, and of recency and popularity beside it, on the tasks of MBGen section 3.1.
 
     Args:
         recommender: the model on its data.
-        split: `"validation"` or `"test"` (leave-one-out).
+        split: `"validation"` or `"test"`.
         tasks: `"target"`, `"behavior"` and `"behavior_item"`.
         ks: cut-offs, ranked over the whole catalog.
         max_users: evaluate a random sample of so many cases per task; all by default.
         seed: of the sample.
         baselines: whether to score recency and popularity on the same cases.
         progress: whether to show progress bars.
+        protocol: `"leave_one_out"` or `"session_wise"`; the latter has no behavior-item task, since nothing orders the
+            interactions of a held-out session.
 
     Returns:
         `{task: {model name: {group: {"n": count, metric: mean}}}}` with the groups of `metrics_report`.
     """
     table = recommender.table
-    every = leave_one_out_cases(table, split, recommender.tokenizer.max_history)
-    # The baselines see what the paper's setting shows, however short a history the model was built for.
-    shown = leave_one_out_cases(table, split)
-    fitted = [baseline.fit(table) for baseline in (RecencyBaseline(), PopularityBaseline())] if baselines else []
+    if protocol == "session_wise" and "behavior_item" in tasks:
+        raise ValueError(
+            "`tasks`: expected 'target' or 'behavior' with the session-wise protocol, found 'behavior_item'"
+        )
+    every = protocol_cases(table, protocol, split, recommender.tokenizer.max_history)
+    shown = protocol_cases(table, protocol, split, PAPER_HISTORY[protocol])
+    ends = protocol_training_end(table, protocol)
+    fitted = [baseline.fit(table, ends) for baseline in (RecencyBaseline(), PopularityBaseline())] if baselines else []
     report: dict = {}
     for task in tasks:
-        cases = _sample(task_cases(every, task, table.schema), max_users, seed)
+        chosen = _sample(_of_task(every, task, table.schema), max_users, seed)
+        cases = every.select(chosen)
         if len(cases) == 0:
             raise ValueError(
                 f"`task`: expected {split} cases for the {task!r} task, found no user whose held-out behavior is "
@@ -172,7 +204,7 @@ def evaluate_tasks(
         answers = recommender.recommend(cases, max(ks), asked, progress)
         report[task] = {"model": score(table, cases, answers, task, ks)}
         for baseline in fitted:
-            answers = _baseline_answers(baseline, table, shown.select(cases.users), max(ks), asked)
+            answers = _baseline_answers(baseline, table, shown.select(chosen), max(ks), asked)
             report[task][baseline.name] = score(table, cases, answers, task, ks)
     return report
 
@@ -186,14 +218,20 @@ def score(
         count = len(table.schema)
         predicted = joint_ids(predicted, answers.behaviors, count)
         targets = joint_ids(targets, cases.behavior[:, None], count)
-    per_case = ranking_metrics(predicted, targets, answers.scores, ks)
-    return metrics_report(per_case, cases.behavior, cases.seen_before(table), table.schema.names)
+    seen = cases.seen_before(table)
+    return split_report(predicted, targets, seen, cases.behavior, answers.scores, ks, table.schema.names)
 
 
-def _sample(cases: EvaluationCases, count: int | None, seed: int) -> EvaluationCases:
-    if count is None or count >= len(cases):
-        return cases
-    return cases.select(np.sort(np.random.default_rng(seed).choice(len(cases), count, replace=False)))
+def _of_task(cases: EvaluationCases, task: Task, schema: BehaviorSchema) -> np.ndarray:
+    """Numbers of the cases that count for a task."""
+    numbered = EvaluationCases(**vars(cases) | {"users": np.arange(len(cases))})
+    return task_cases(numbered, task, schema).users
+
+
+def _sample(numbers: np.ndarray, count: int | None, seed: int) -> np.ndarray:
+    if count is None or count >= len(numbers):
+        return numbers
+    return np.sort(np.random.default_rng(seed).choice(numbers, count, replace=False))
 
 
 def _baseline_answers(baseline, table, cases, k: int, asked) -> Recommendations:

@@ -135,8 +135,7 @@ def metrics_report(
         per_case: metric name -> `(num_cases,)` values, as `ranking_metrics` returns.
         behavior: `(num_cases,)` class label of each case's held-out behavior.
         seen: `(num_cases,)` bool, or `(num_cases, 1)` as `EvaluationCases.seen_before` gives it for one target: the
-            user had touched the target before. A case of several targets can be both: compute its metrics once with
-            the seen targets and once with the others.
+            user had touched the target before. A case of several targets can be both: see `split_report`.
         behavior_names: names by class label; by default the labels themselves are used.
 
     Returns:
@@ -159,6 +158,53 @@ def metrics_report(
         seen = _case_values("seen", seen, per_case).astype(bool)
         report["repeat"] = _group_report(per_case, seen)
         report["new"] = _group_report(per_case, ~seen)
+    return report
+
+
+def split_report(
+    predicted: np.ndarray,
+    targets: np.ndarray,
+    seen: np.ndarray,
+    behavior: np.ndarray,
+    scores: np.ndarray | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    behavior_names: Sequence[str] | None = None,
+) -> dict[str, dict[str, float]]:
+    """`metrics_report` of lists, with repeats and new items told apart within a case of several targets.
+
+    `"repeat"` has the metrics with the seen targets alone, over the cases that have some, and `"new"` those with the
+    other targets alone. A case of both kinds counts in both groups; with one target per case they share the cases.
+
+    Args:
+        predicted: `(num_cases, list_length)`, see `ranking_metrics`, as for `scores` and `ks`.
+        targets: `(num_cases, max_targets)` integer item ids, padded with -1, one or more per case.
+        seen: `(num_cases, max_targets)` bool, as `EvaluationCases.seen_before` gives it.
+        behavior: `(num_cases,)` class label of each case's held-out behavior.
+        behavior_names: names by class label; by default the labels themselves are used.
+
+    Raises:
+        ValueError: `seen` has not the shape of `targets`, or what `ranking_metrics` and `metrics_report` raise.
+
+    Example:
+        Item 7 was touched before and is found at rank 1, item 3 is new and not found.
+
+        >>> import numpy as np
+        >>> seen = np.array([[True, False]])
+        >>> report = split_report(np.array([[7, 5]]), np.array([[7, 3]]), seen, np.array([0]), ks=(1,))
+        >>> [report[group]["recall@1"] for group in ("overall", "repeat", "new")]
+        [0.5, 1.0, 0.0]
+    """
+    predicted, targets, seen = np.asarray(predicted), np.asarray(targets), np.asarray(seen, dtype=bool)
+    if seen.shape != targets.shape:
+        raise ValueError(f"`seen`: expected the shape of `targets` {targets.shape}, found {seen.shape}")
+    per_case = ranking_metrics(predicted, targets, scores, ks)
+    report = metrics_report(per_case, behavior, behavior_names=behavior_names)
+    for group, part in (("repeat", seen), ("new", ~seen)):
+        kept = np.where(part, targets, -1)
+        rows = (kept >= 0).any(axis=1)
+        kept_scores = None if scores is None else np.asarray(scores)[rows]
+        per_case = ranking_metrics(predicted[rows], kept[rows], kept_scores, ks)
+        report[group] = _group_report(per_case, np.ones(np.count_nonzero(rows), dtype=bool))
     return report
 
 
@@ -268,4 +314,4 @@ def _expected_hit(relevant: np.ndarray, start: np.ndarray, end: np.ndarray, k: i
     return np.where(certain, 1.0, 1.0 - miss)
 
 
-__all__ = ["joint_ids", "mean_metrics", "metrics_report", "ranking_metrics"]
+__all__ = ["joint_ids", "mean_metrics", "metrics_report", "ranking_metrics", "split_report"]

@@ -10,15 +10,20 @@ from typing import Literal
 import numpy as np
 
 from mbgen_hf.data.behavior_schema import BehaviorSchema
+from mbgen_hf.data.ranges import flat_ranges
 from mbgen_hf.data.sequence_table import SequenceTable
+from mbgen_hf.data.sessions import MINIMUM_SESSIONS, session_starts, users_with_sessions
 
 
 Task = Literal["target", "behavior", "behavior_item"]
 TASKS: tuple[Task, ...] = ("target", "behavior", "behavior_item")
 
+Protocol = Literal["leave_one_out", "session_wise"]
+PROTOCOLS: tuple[Protocol, ...] = ("leave_one_out", "session_wise")
+
 Split = Literal["validation", "test"]
 _HELD_OUT = {"validation": 2, "test": 1}
-"""How far from the end of a user's row the held-out interaction of each split lies."""
+"""How far from the end of a user's row the held-out interaction, or session, of each split lies."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,7 @@ def leave_one_out_cases(table: SequenceTable, split: Split = "validation", max_h
         ValueError: `split` is neither `"validation"` nor `"test"`, `max_history` is not positive, or a user has fewer
             than three interactions.
     """
-    if split not in _HELD_OUT:
-        raise ValueError(f"`split`: expected one of {list(_HELD_OUT)}, found {split!r}; pass one of these names")
-    if max_history < 1:
-        raise ValueError(f"`max_history`: expected 1 or more, found {max_history}; use 50 for the paper's setting")
+    _check_arguments(split, max_history, paper=50)
     held_out = training_end(table) + (2 - _HELD_OUT[split])
     return EvaluationCases(
         users=np.arange(table.num_users),
@@ -120,6 +122,61 @@ def training_end(table: SequenceTable) -> np.ndarray:
     return table.offsets[1:] - 2
 
 
+def session_wise_cases(
+    table: SequenceTable, split: Split = "validation", max_history: int = 100, behavior: int | None = None
+) -> EvaluationCases:
+    """One case per user and behavior of the held-out session: the last is the test, the second last the validation.
+
+    The targets are the distinct items of that session with that behavior, in the order of their first interaction
+    under it. The history is everything before the session, cut to the `max_history` latest interactions: nothing of
+    the session itself is shown (GAMER section 3.2). Users of fewer than three sessions have no case.
+
+    Args:
+        table: the sequences, with `session_ids`.
+        split: `"validation"` or `"test"`.
+        max_history: longest history, in interactions.
+        behavior: class label, to make the cases of this behavior alone; all by default.
+
+    Returns:
+        Cases in order of user and class label, `targets` as wide as the largest case. What `task_cases` selects of
+        them for the `"behavior"` task is all; its mean over cases is the mean per behavior weighted by size.
+
+    Raises:
+        ValueError: `split`, `max_history` or `behavior` is out of range, or what `session_starts` raises.
+    """
+    _check_arguments(split, max_history, paper=100)
+    num_behaviors = len(table.schema)
+    if behavior is not None and not 0 <= behavior < num_behaviors:
+        raise ValueError(f"`behavior`: expected a class label in 0..{num_behaviors - 1}, found {behavior}")
+    users = np.flatnonzero(users_with_sessions(table, MINIMUM_SESSIONS))
+    begin, end = _held_out_session(table, _HELD_OUT[split])
+    rows, positions = flat_ranges(begin[users], end[users])
+    if behavior is not None:
+        asked = table.behaviors[positions] == behavior
+        rows, positions = rows[asked], positions[asked]
+    groups, targets = _distinct_items(rows * num_behaviors + table.behaviors[positions], table.items[positions])
+    users = users[groups // num_behaviors]
+    return EvaluationCases(
+        users=users,
+        history_start=np.maximum(table.offsets[users], begin[users] - max_history),
+        history_end=begin[users],
+        targets=targets,
+        behavior=(groups % num_behaviors).astype(np.int8),
+    )
+
+
+def session_training_end(table: SequenceTable) -> np.ndarray:
+    """`(num_users,)` position after the last training interaction: where the validation session begins.
+
+    A user of fewer than three sessions has no training part: the position is the first of the row.
+
+    Raises:
+        ValueError: what `session_starts` raises.
+    """
+    begin, _ = _held_out_session(table, _HELD_OUT["validation"])
+    return np.where(users_with_sessions(table, MINIMUM_SESSIONS), begin, table.offsets[:-1])
+
+
 def task_cases(cases: EvaluationCases, task: Task, schema: BehaviorSchema) -> EvaluationCases:
     """The cases that count for one of the three tasks (MBGen section 3.1).
 
@@ -137,6 +194,62 @@ def task_cases(cases: EvaluationCases, task: Task, schema: BehaviorSchema) -> Ev
     return cases
 
 
+def protocol_cases(
+    table: SequenceTable, protocol: Protocol, split: Split = "validation", max_history: int = 50
+) -> EvaluationCases:
+    """`leave_one_out_cases` or `session_wise_cases`, by name.
+
+    Raises:
+        ValueError: an unknown protocol, or what these raise.
+    """
+    _check_protocol(protocol)
+    make = leave_one_out_cases if protocol == "leave_one_out" else session_wise_cases
+    return make(table, split, max_history)
+
+
+def protocol_training_end(table: SequenceTable, protocol: Protocol) -> np.ndarray:
+    """`training_end` or `session_training_end`, by name.
+
+    Raises:
+        ValueError: an unknown protocol, or what these raise.
+    """
+    _check_protocol(protocol)
+    return training_end(table) if protocol == "leave_one_out" else session_training_end(table)
+
+
+def _check_protocol(protocol: str) -> None:
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"`protocol`: expected one of {list(PROTOCOLS)}, found {protocol!r}; pass one of these names")
+
+
+def _check_arguments(split: str, max_history: int, paper: int) -> None:
+    if split not in _HELD_OUT:
+        raise ValueError(f"`split`: expected one of {list(_HELD_OUT)}, found {split!r}; pass one of these names")
+    if max_history < 1:
+        raise ValueError(
+            f"`max_history`: expected 1 or more, found {max_history}; use {paper} for the paper's setting"
+        )
+
+
+def _held_out_session(table: SequenceTable, from_end: int) -> tuple[np.ndarray, np.ndarray]:
+    """`(num_users,)` begin and end of each user's `from_end`-th last session; of no meaning where there is none."""
+    bounds = np.append(session_starts(table), table.num_interactions)
+    session = np.maximum(np.searchsorted(bounds, table.offsets[1:]) - from_end, 0)
+    return bounds[session], bounds[session + 1]
+
+
+def _distinct_items(groups: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The groups there are, ascending, and `(num_groups, max_items)` distinct items in order, padded with -1."""
+    span = np.int64(items.max(initial=0)) + 1
+    first = np.sort(np.unique(groups * span + items, return_index=True)[1])
+    order = first[np.argsort(groups[first], kind="stable")]
+    present, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+    distinct = np.full((len(present), sizes.max(initial=1)), -1, dtype=np.int32)
+    row = np.repeat(np.arange(len(present)), sizes)
+    distinct[row, np.arange(len(order)) - starts[row]] = items[order]
+    return present, distinct
+
+
 def _first_positions(table: SequenceTable, users: np.ndarray, items: np.ndarray) -> np.ndarray:
     """Position of each user's first interaction with each item, of shape `items.shape`; past the end where none."""
     rows = np.repeat(np.arange(table.num_users, dtype=np.int64), table.lengths)
@@ -146,4 +259,14 @@ def _first_positions(table: SequenceTable, users: np.ndarray, items: np.ndarray)
     return np.where(pairs[place] == asked, first[place], table.num_interactions)
 
 
-__all__ = ["TASKS", "EvaluationCases", "Split", "Task", "leave_one_out_cases", "task_cases", "training_end"]
+__all__ = [
+    "TASKS",
+    "EvaluationCases",
+    "Split",
+    "Task",
+    "leave_one_out_cases",
+    "session_training_end",
+    "session_wise_cases",
+    "task_cases",
+    "training_end",
+]

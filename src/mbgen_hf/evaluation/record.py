@@ -7,6 +7,7 @@ from accelerate import PartialState
 
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
+from mbgen_hf.evaluation.protocols import Protocol
 from mbgen_hf.training.checkpoint import load_checkpoint, write_text_whole
 from mbgen_hf.training.model_card import write_model_card
 
@@ -27,12 +28,13 @@ def evaluate_checkpoint(
         options: as for `evaluate_tasks`.
 
     Returns:
-        `{"dataset", "split", "num_beams", "max_users", "seed", "num_users", ..., "tasks": {...}}`
+        `{"dataset", "protocol", "split", "num_beams", "max_users", "seed", "num_users", ..., "tasks": {...}}`
     """
     table: SequenceTable = recommender.table
     tasks = evaluate_tasks(recommender, split, **options)
     evaluation = {
         "dataset": dataset,
+        "protocol": options.get("protocol", "leave_one_out"),
         "split": split,
         "num_beams": recommender.num_beams,
         "max_users": options.get("max_users"),
@@ -49,6 +51,14 @@ def evaluate_checkpoint(
     return evaluation
 
 
+def trained_protocol(folder: str | Path) -> Protocol:
+    """The protocol a checkpoint was trained under; leave-one-out where its settings are not at hand."""
+    record = Path(folder) / "training_settings.json"
+    if not record.is_file():
+        return "leave_one_out"
+    return json.loads(record.read_text(encoding="utf-8"))["data"]["protocol"]
+
+
 def name_card_after(folder: str | Path, repo_id: str) -> None:
     """Write the model card again so that its example loads `repo_id`; needs a recorded evaluation.
 
@@ -62,4 +72,4 @@ def name_card_after(folder: str | Path, repo_id: str) -> None:
     write_model_card(folder, model, tokenizer, json.loads(file.read_text(encoding="utf-8")), repo_id)
 
 
-__all__ = ["EVALUATION_FILE", "evaluate_checkpoint", "name_card_after"]
+__all__ = ["EVALUATION_FILE", "evaluate_checkpoint", "name_card_after", "trained_protocol"]

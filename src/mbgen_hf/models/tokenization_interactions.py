@@ -165,6 +165,7 @@ class InteractionTokenizer(PreTrainedTokenizerFast):
         user_tokens: np.ndarray | None = None,
         max_history: int | None = None,
         padding_side: str = "right",
+        sessions: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """Turn slices of flat interaction arrays into padded token ids, without a loop over rows.
 
@@ -175,9 +176,11 @@ class InteractionTokenizer(PreTrainedTokenizerFast):
             user_tokens: `(batch_size,)` token ids of the users, or `None` to leave the user token out.
             max_history: keep the latest so many interactions; `self.max_history` by default.
             padding_side: `"right"` or `"left"`.
+            sessions: `(num_interactions,)` session numbers, for models with session-wise attention.
 
         Returns:
-            `input_ids` and `attention_mask`, `int64` of shape `(batch_size, seq_len)`.
+            `input_ids` and `attention_mask`, `int64` of shape `(batch_size, seq_len)`; with `sessions` also
+            `session_ids`, counted from 0 at the first interaction kept, -1 for anything but interactions.
         """
         if padding_side not in ("right", "left"):
             raise ValueError(f"`padding_side`: expected 'right' or 'left', found {padding_side!r}")
@@ -201,9 +204,14 @@ class InteractionTokenizer(PreTrainedTokenizerFast):
         ids[row[:, None], column] = tokens
         if self.history_suffix is not None:
             ids[rows, left + sizes - 1] = SPECIAL_TOKENS.index(self.history_suffix)
+        encoded = {"input_ids": ids}
+        if sessions is not None:
+            session_ids = np.full_like(ids, -1)
+            session_ids[row[:, None], column] = (sessions[starts[row] + rank] - sessions[starts[row]])[:, None]
+            encoded["session_ids"] = session_ids
         position = np.arange(ids.shape[1])
         mask = (position >= left[:, None]) & (position < (left + sizes)[:, None])
-        return {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+        return encoded | {"attention_mask": mask.astype(np.int64)}
 
     def interaction_token_ids(self, items: np.ndarray, behaviors: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Tokens `[b, c0..c_{m-1}]` of the interactions at `positions`, shape `(len(positions), m + 1)`."""

@@ -10,12 +10,18 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
-from transformers.utils import logging
+from transformers import PreTrainedModel
+from transformers.utils import cached_file, logging
 
+from mbgen_hf.models.modeling_gamer import GamerForCausalLM
 from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
 
 
+MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
+    "mbgen": MBGenForConditionalGeneration,
+    "gamer": GamerForCausalLM,
+}
 HISTORY_FILE = "training_history.json"
 CARD_FILE = "README.md"
 UNPUBLISHED = ["checkpoints/*", "unfinished-*", "*.tmp"]
@@ -23,7 +29,7 @@ UNPUBLISHED = ["checkpoints/*", "unfinished-*", "*.tmp"]
 
 def save_checkpoint(
     folder: str | Path,
-    model: MBGenForConditionalGeneration,
+    model: PreTrainedModel,
     tokenizer: InteractionTokenizer,
     history: list[dict[str, float]] | None = None,
 ) -> None:
@@ -47,9 +53,7 @@ def save_checkpoint(
     staging.rmdir()
 
 
-def load_checkpoint(
-    name: str | Path, device: str | None = None
-) -> tuple[MBGenForConditionalGeneration, InteractionTokenizer]:
+def load_checkpoint(name: str | Path, device: str | None = None) -> tuple[PreTrainedModel, InteractionTokenizer]:
     """Load a model and its tokenizer from a folder or a Hub repository.
 
     Args:
@@ -64,11 +68,10 @@ def load_checkpoint(
     looks_local = folder.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") != 1
     if looks_local and not (folder / "config.json").is_file():
         raise ValueError(f"{name}: expected a checkpoint folder holding config.json, found none; run `mbgen train`")
-    if looks_local:
-        _check_model_type(folder / "config.json")
+    model_class = _model_class(folder / "config.json" if looks_local else cached_file(str(name), "config.json"))
     with _without_progress_bars():
         try:
-            model, info = MBGenForConditionalGeneration.from_pretrained(name, output_loading_info=True)
+            model, info = model_class.from_pretrained(name, output_loading_info=True)
             tokenizer = InteractionTokenizer.from_pretrained(name)
         except SafetensorError as error:
             raise ValueError(f"{name}: expected whole safetensors files, found a damaged one ({error})") from error
@@ -115,14 +118,16 @@ def write_text_whole(file: str | Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _check_model_type(config_file: Path) -> None:
+def _model_class(config_file: str | Path) -> type[PreTrainedModel]:
+    """The class of a checkpoint, from its config."""
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config = json.loads(Path(config_file).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{config_file}: expected JSON, found something else ({error})") from error
     model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type != "mbgen":
-        raise ValueError(f"{config_file}: expected a model of type 'mbgen', found {model_type!r}")
+    if model_type not in MODEL_CLASSES:
+        raise ValueError(f"{config_file}: expected a model of type {list(MODEL_CLASSES)}, found {model_type!r}")
+    return MODEL_CLASSES[model_type]
 
 
 @contextmanager

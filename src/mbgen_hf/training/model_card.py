@@ -4,16 +4,23 @@ from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
 
 from mbgen_hf.evaluation.report import TASK_TITLES, format_report
-from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
 from mbgen_hf.training.checkpoint import CARD_FILE, write_text_whole
 
 
+TAGS = ("recommendation", "sequential-recommendation", "multi-behavior", "generative-retrieval")
+DESCRIPTIONS = {
+    "mbgen": "**MBGen** (Liu et al. 2024), an encoder-decoder on SwitchTransformers",
+    "gamer": "**GAMER** (Wang et al. 2025), a decoder on Qwen3",
+}
+
+
 def write_model_card(
     folder: str | Path,
-    model: MBGenForConditionalGeneration,
+    model: PreTrainedModel,
     tokenizer: InteractionTokenizer,
     evaluation: dict,
     repo_id: str | None = None,
@@ -36,13 +43,20 @@ def write_model_card(
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
-            tags=["recommendation", "sequential-recommendation", "multi-behavior", "generative-retrieval", "mbgen"],
+            tags=[
+                "recommendation",
+                "sequential-recommendation",
+                "multi-behavior",
+                "generative-retrieval",
+                config.model_type,
+            ],
             model_name=name,
             eval_results=_eval_results(evaluation),
         ),
         template_str=template.read_text(encoding="utf-8"),
         title=name,
         repo_id=name,
+        description=DESCRIPTIONS[config.model_type],
         num_parameters=f"{model.num_parameters():,}",
         num_levels=len(config.code_sizes),
         behaviors=", ".join(f"{behavior} ({level})" for behavior, level in behaviors),
@@ -76,8 +90,9 @@ def _eval_results(evaluation: dict) -> list[EvalResult]:
 
 
 def _results_text(evaluation: dict) -> str:
+    protocol, split = evaluation["protocol"].replace("_", "-"), evaluation["split"]
     intro = (
-        f"Leave-one-out on {evaluation['dataset']}, {evaluation['split']} split, {evaluation['num_beams']} beams, "
+        f"{protocol.capitalize()} on {evaluation['dataset']}, {split} split, {evaluation['num_beams']} beams, "
         "ranked over the whole catalog; baselines on the same cases."
     )
     return f"{intro}\n\n```text\n{format_report(evaluation['tasks'])}\n```"

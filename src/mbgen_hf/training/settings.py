@@ -15,7 +15,7 @@ def preset_names() -> list[str]:
     return sorted(entry.name.removesuffix(".json") for entry in _folder().iterdir() if entry.name.endswith(".json"))
 
 
-def load_settings(preset: str, changes: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+def load_settings(preset: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Read a preset and apply changes.
 
     Args:
@@ -23,7 +23,8 @@ def load_settings(preset: str, changes: Mapping[str, Any] | None = None) -> dict
         changes: `{"section.name": value}`, such as `{"model.d_model": 128, "training.num_train_epochs": 5}`.
 
     Returns:
-        `{section: {name: value}}` with the sections `item_ids`, `model`, `data`, `training` and `validation`.
+        `{"architecture": name, section: {name: value}, ...}` with the sections `item_ids`, `model`, `data`, `training`
+        and `validation`.
 
     Raises:
         ValueError: an unknown preset or section.

@@ -10,19 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import EarlyStoppingCallback, SchedulerType, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, SchedulerType, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from mbgen_hf.data.batches import ExampleIndices, PrefixCollator
+from mbgen_hf.data.batches import ExampleIndices
 from mbgen_hf.data.sequence_table import SequenceTable
-from mbgen_hf.data.training_examples import PrefixExamples, training_examples
 from mbgen_hf.evaluation.evaluator import Recommender
-from mbgen_hf.evaluation.protocols import leave_one_out_cases, training_end
+from mbgen_hf.evaluation.protocols import protocol_cases, protocol_training_end
 from mbgen_hf.item_ids.chunked import chunked_item_ids
-from mbgen_hf.models.configuration_mbgen import MBGenConfig
-from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
+from mbgen_hf.training.architectures import ARCHITECTURES, TrainingData
 from mbgen_hf.training.checkpoint import save_checkpoint
 from mbgen_hf.training.settings import SECTIONS
 from mbgen_hf.training.trainer import RecommendationTrainer, TaskValidation
@@ -36,68 +33,43 @@ CHECKPOINTS_FOLDER = "checkpoints"
 class TrainedModel:
     """A model, its tokenizer, and what was logged on the way (`trainer.state.log_history`)."""
 
-    model: MBGenForConditionalGeneration
+    model: PreTrainedModel
     tokenizer: InteractionTokenizer
     history: list[dict[str, float]]
 
 
-def build_model(
-    table: SequenceTable, settings: dict[str, dict[str, Any]]
-) -> tuple[MBGenForConditionalGeneration, InteractionTokenizer]:
-    """A fresh MBGen and its tokenizer for the catalog and behaviors of a table.
+def build_model(table: SequenceTable, settings: dict[str, Any]) -> tuple[PreTrainedModel, InteractionTokenizer]:
+    """A fresh model and its tokenizer for the catalog and behaviors of a table.
 
     Args:
         table: the sequences.
-        settings: as from `load_settings`; `item_ids`, `model` and `data.max_history` are read.
+        settings: as from `load_settings`; `architecture`, `item_ids`, `model` and `data.max_history` are read.
 
     Raises:
         ValueError: unknown or contradicting settings.
     """
     codes, code_sizes = chunked_item_ids(table.num_items, **settings["item_ids"])
-    known = {field.name for field in dataclasses.fields(MBGenConfig)}
-    unknown = sorted(set(settings["model"]) - known)
-    if unknown:
-        raise ValueError(f"`model`: expected fields of MBGenConfig, found {unknown}")
-    try:
-        config = MBGenConfig(
-            behaviors=list(table.schema.names),
-            behavior_levels=list(table.schema.levels),
-            target_behavior=table.schema.target,
-            code_sizes=code_sizes,
-            **settings["model"],
-        )
-    except StrictDataclassError as error:
-        raise ValueError(f"`model`: {error.__cause__ or error}") from error
-    tokenizer = InteractionTokenizer(
-        behaviors=config.behaviors,
-        code_sizes=config.code_sizes,
-        num_user_tokens=config.num_user_tokens,
-        target_behavior=config.target_behavior,
-        max_history=settings["data"]["max_history"],
-        item_codes=codes,
-        item_ids=table.item_ids,
+    return ARCHITECTURES[settings["architecture"]].build(
+        table, codes, code_sizes, settings["model"], settings["data"]["max_history"]
     )
-    model = MBGenForConditionalGeneration(config)
-    model.set_catalog(codes)
-    return model, tokenizer
 
 
-def train_mbgen(
+def train_model(
     table: SequenceTable,
-    settings: dict[str, dict[str, Any]],
+    settings: dict[str, Any],
     output_dir: str | Path,
     seed: int = 42,
     resume: bool = False,
     overwrite: bool = False,
 ) -> TrainedModel:
-    """Train MBGen under leave-one-out and write a folder that `AutoModel.from_pretrained` loads.
+    """Train MBGen or GAMER and write a folder that `AutoModel.from_pretrained` loads.
 
     The checkpoint with the best validation metric is kept. Under `accelerate launch` the same call trains on all
     processes.
 
     Args:
-        table: the sequences; each user's last two interactions are held out.
-        settings: as from `load_settings`.
+        table: the sequences; each user's last two interactions, or sessions, are held out.
+        settings: as from `load_settings`; `data.protocol` is `"leave_one_out"` or `"session_wise"`.
         output_dir: where the checkpoint goes; `checkpoints/` in it holds the states to resume from.
         seed: of weights, order and dropout.
         resume: continue from the latest whole checkpoint in `output_dir`, if there is one.
@@ -106,15 +78,18 @@ def train_mbgen(
     Raises:
         ValueError: bad settings, an `output_dir` that holds another run, or nothing to validate on.
     """
-    unknown = sorted(set(settings) - set(SECTIONS))
+    unknown = sorted(set(settings) - set(SECTIONS) - {"architecture"})
     if unknown:
         raise ValueError(f"`settings`: expected the sections {list(SECTIONS)}, found {unknown}")
+    if settings["architecture"] not in ARCHITECTURES:
+        raise ValueError(f"`architecture`: expected one of {list(ARCHITECTURES)}, found {settings['architecture']!r}")
     output_dir = Path(output_dir)
     args = _training_arguments(settings, output_dir, seed)
     set_seed(seed)
     model, tokenizer = build_model(table, settings)
-    examples, num_training = _examples(table, settings["data"])
-    validation = settings["validation"]
+    data = _training_data(table, tokenizer, settings)
+    num_training = len(data.lengths)
+    validation, protocol = settings["validation"], settings["data"]["protocol"]
     recommender = Recommender(model, tokenizer, table, validation["num_beams"], args.per_device_eval_batch_size)
     with args.main_process_first(local=False):
         last = _claim_folder(output_dir, {**settings, "seed": seed}, resume, overwrite, args.should_save)
@@ -122,11 +97,11 @@ def train_mbgen(
         model=model,
         args=args,
         train_dataset=ExampleIndices(range(num_training)),
-        eval_dataset=ExampleIndices(range(num_training, len(examples))),
-        data_collator=PrefixCollator(table, examples, tokenizer),
+        eval_dataset=ExampleIndices(range(num_training, num_training + data.num_validation)),
+        data_collator=data.collator,
         processing_class=tokenizer,
-        train_lengths=examples.lengths[:num_training],
-        validation=TaskValidation(recommender, validation["task"], validation["max_users"]),
+        train_lengths=data.lengths,
+        validation=TaskValidation(recommender, validation["task"], validation["max_users"], protocol),
         callbacks=[EarlyStoppingCallback(validation["patience"])],
     )
     trainer.train(resume_from_checkpoint=last)
@@ -136,7 +111,7 @@ def train_mbgen(
     return TrainedModel(model, tokenizer, trainer.state.log_history)
 
 
-def _training_arguments(settings: dict[str, dict[str, Any]], output_dir: Path, seed: int) -> TrainingArguments:
+def _training_arguments(settings: dict[str, Any], output_dir: Path, seed: int) -> TrainingArguments:
     """`TrainingArguments` from the `training` section; what the section leaves out follows this package's defaults."""
     defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
     unknown = sorted(set(settings["training"]) - set(defaults))
@@ -179,16 +154,22 @@ def _training_arguments(settings: dict[str, dict[str, Any]], output_dir: Path, s
         ) from error
 
 
-def _examples(table: SequenceTable, data: dict[str, Any]) -> tuple[PrefixExamples, int]:
-    """Training examples followed by one validation example per user, and the number of the former."""
-    training = training_examples(table, training_end(table), **data)
-    cases = leave_one_out_cases(table, "validation", data["max_history"])
-    joined = PrefixExamples(
-        np.concatenate([training.users, cases.users]),
-        np.concatenate([training.starts, cases.history_start]),
-        np.concatenate([training.targets, cases.history_end]),
-    )
-    return joined, len(training)
+def _training_data(table: SequenceTable, tokenizer: InteractionTokenizer, settings: dict) -> TrainingData:
+    """Training examples, then those of the validation split."""
+    options = dict(settings["data"])
+    protocol = options.pop("protocol")
+    if "session_wise_attention" in settings["model"]:
+        options["session_wise"] = settings["model"]["session_wise_attention"]
+    cases = protocol_cases(table, protocol, "validation", options["max_history"])
+    # A session has a case for each of its behaviors, but one next interaction.
+    first = np.unique(cases.users, return_index=True)[1]
+    architecture = ARCHITECTURES[settings["architecture"]]
+    try:
+        return architecture.data(
+            table, protocol_training_end(table, protocol), cases.select(first), tokenizer, **options
+        )
+    except TypeError as error:
+        raise ValueError(f"`data`: expected settings of this architecture, found others ({error})") from error
 
 
 def _claim_folder(output_dir: Path, settings: dict, resume: bool, overwrite: bool, main: bool) -> str | None:
@@ -229,4 +210,4 @@ def _difference(earlier: dict, now: dict) -> str:
     return "no difference"
 
 
-__all__ = ["TrainedModel", "build_model", "train_mbgen"]
+__all__ = ["TrainedModel", "build_model", "train_model"]

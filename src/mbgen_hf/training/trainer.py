@@ -11,7 +11,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from mbgen_hf.data.batches import LengthGroupedBatchOrder
 from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
-from mbgen_hf.evaluation.protocols import Task
+from mbgen_hf.evaluation.protocols import Protocol, Task
 from mbgen_hf.training.training_state import (
     load_optimizer,
     load_random_states,
@@ -33,15 +33,28 @@ class TaskValidation:
         recommender: the model on its data.
         task: the task whose metrics are reported.
         max_users: size of the fixed random sample of validation cases.
+        protocol: the evaluation protocol.
     """
 
-    def __init__(self, recommender: Recommender, task: Task = "target", max_users: int | None = 1000):
-        self.recommender, self.task, self.max_users = recommender, task, max_users
+    def __init__(
+        self,
+        recommender: Recommender,
+        task: Task = "target",
+        max_users: int | None = 1000,
+        protocol: Protocol = "leave_one_out",
+    ):
+        self.recommender, self.task, self.max_users, self.protocol = recommender, task, max_users, protocol
 
     def __call__(self) -> dict[str, float]:
         """`{"ndcg@10": ..., "hr@10": ..., "hr@10_repeat": ..., "hr@10_new": ...}`"""
         report = evaluate_tasks(
-            self.recommender, "validation", [self.task], (10,), max_users=self.max_users, baselines=False
+            self.recommender,
+            "validation",
+            [self.task],
+            (10,),
+            max_users=self.max_users,
+            baselines=False,
+            protocol=self.protocol,
         )
         groups = report[self.task]["model"]
         metrics = {name: groups["overall"][name] for name in ("ndcg@10", "hr@10")}

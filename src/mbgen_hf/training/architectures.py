@@ -1,0 +1,138 @@
+"""What differs between training MBGen and training GAMER: configuration, token layout, examples."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedModel
+
+from mbgen_hf.data.augmentation import Augmentation
+from mbgen_hf.data.batches import PrefixCollator, RowCollator
+from mbgen_hf.data.sequence_table import SequenceTable
+from mbgen_hf.data.training_examples import PrefixExamples, training_examples
+from mbgen_hf.data.user_rows import held_out_rows, training_rows
+from mbgen_hf.evaluation.protocols import EvaluationCases
+from mbgen_hf.models.configuration_gamer import GamerConfig
+from mbgen_hf.models.configuration_mbgen import MBGenConfig
+from mbgen_hf.models.modeling_gamer import GamerForCausalLM
+from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
+from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Numbered training examples followed by validation examples.
+
+    Args:
+        collator: turns a list of numbers into a batch.
+        lengths: `(num_training,)` history lengths of the training examples.
+        num_validation: number of validation examples behind them.
+    """
+
+    collator: Callable[[list[int]], dict[str, torch.Tensor]]
+    lengths: np.ndarray
+    num_validation: int
+
+
+def mbgen_data(
+    table: SequenceTable,
+    training_end: np.ndarray,
+    validation: EvaluationCases,
+    tokenizer: InteractionTokenizer,
+    window: str,
+    max_history: int,
+    cold_start: bool,
+) -> TrainingData:
+    """Every prefix is an example of its own (MBGen section 3.3)."""
+    training = training_examples(table, training_end, window, max_history, cold_start)
+    joined = PrefixExamples(
+        np.concatenate([training.users, validation.users]),
+        np.concatenate([training.starts, validation.history_start]),
+        np.concatenate([training.targets, validation.history_end]),
+    )
+    return TrainingData(PrefixCollator(table, joined, tokenizer), training.lengths, len(validation))
+
+
+def gamer_data(
+    table: SequenceTable,
+    training_end: np.ndarray,
+    validation: EvaluationCases,
+    tokenizer: InteractionTokenizer,
+    max_history: int,
+    augmentation: int,
+    ratios: str,
+    packing: bool,
+    session_wise: bool = False,
+) -> TrainingData:
+    """A user is an example (GAMER section 3.4); rows hold one interaction more than a history, the one predicted."""
+    copies = Augmentation(augmentation, ratios) if augmentation else None
+    training = training_rows(table, training_end, max_history + 1, copies)
+    held_out = held_out_rows(table, validation.history_start, validation.history_end)
+    collator = RowCollator(training + held_out, tokenizer, session_wise, packing)
+    return TrainingData(collator, training.lengths, len(held_out))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One of the two models.
+
+    Args:
+        config_class, model_class: its classes.
+        data: makes `TrainingData` of a table; the keyword arguments are the `data` settings.
+        history_suffix: special token behind a history.
+    """
+
+    config_class: type
+    model_class: type[PreTrainedModel]
+    data: Callable[..., TrainingData]
+    history_suffix: str | None
+
+    def build(
+        self, table: SequenceTable, codes: np.ndarray, code_sizes: list[int], fields: dict[str, Any], max_history: int
+    ) -> tuple[PreTrainedModel, InteractionTokenizer]:
+        """A fresh model and its tokenizer for the catalog and behaviors of a table.
+
+        Raises:
+            ValueError: unknown or contradicting fields.
+        """
+        known = {field.name for field in dataclasses.fields(self.config_class)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise ValueError(f"`model`: expected fields of {self.config_class.__name__}, found {unknown}")
+        try:
+            config = self.config_class(
+                behaviors=list(table.schema.names),
+                behavior_levels=list(table.schema.levels),
+                target_behavior=table.schema.target,
+                code_sizes=code_sizes,
+                **fields,
+            )
+        except StrictDataclassError as error:
+            raise ValueError(f"`model`: {error.__cause__ or error}") from error
+        tokenizer = InteractionTokenizer(
+            behaviors=config.behaviors,
+            code_sizes=config.code_sizes,
+            num_user_tokens=config.token_space.num_user_tokens,
+            target_behavior=config.target_behavior,
+            max_history=max_history,
+            history_prefix="<bos>" if isinstance(config, GamerConfig) and config.add_bos_token else None,
+            history_suffix=self.history_suffix,
+            item_codes=codes,
+            item_ids=table.item_ids,
+        )
+        model = self.model_class(config)
+        model.set_catalog(codes)
+        return model, tokenizer
+
+
+ARCHITECTURES = {
+    "mbgen": Architecture(MBGenConfig, MBGenForConditionalGeneration, mbgen_data, "<eos>"),
+    "gamer": Architecture(GamerConfig, GamerForCausalLM, gamer_data, None),
+}
+
+
+__all__ = ["ARCHITECTURES", "Architecture", "TrainingData"]

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+
+from mbgen_hf.data.augmentation import Augmentation
+from mbgen_hf.data.batches import RowCollator
+from mbgen_hf.data.sessions import SessionRule, with_sessions
+from mbgen_hf.data.user_rows import held_out_rows, training_rows
+from mbgen_hf.evaluation.protocols import leave_one_out_cases, training_end
+from mbgen_hf.item_ids.chunked import chunked_item_ids
+from mbgen_hf.models.configuration_gamer import GamerConfig
+from mbgen_hf.models.modeling_gamer import GamerForCausalLM
+from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
+from mbgen_hf.simulation import simulate_shop
+
+
+@pytest.fixture(scope="module")
+def table():
+    shop = simulate_shop(num_users=40, num_items=24, seed=2).table()
+    return with_sessions(shop, SessionRule("gap", gap_seconds=20_000))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(table):
+    codes, sizes = chunked_item_ids(table.num_items, None, 2)
+    return InteractionTokenizer(
+        table.schema.names,
+        sizes,
+        history_prefix="<bos>",
+        history_suffix=None,
+        item_codes=codes,
+        item_ids=table.item_ids,
+    )
+
+
+def names(table, start, end):
+    behaviors = [table.schema.names[label] for label in table.behaviors[start:end]]
+    return list(zip(behaviors, table.item_ids[table.items[start:end]].tolist(), strict=True))
+
+
+def test_a_row_is_the_end_of_a_users_training_part(table, tokenizer):
+    rows = training_rows(table, training_end(table), max_interactions=8)
+    assert len(rows) == table.num_users and rows.lengths.max() == 8
+    batch = RowCollator(rows, tokenizer)([3, 7])
+    for line, user in enumerate((3, 7)):
+        end = table.offsets[user + 1] - 2
+        alone = tokenizer.encode_history(names(table, max(table.offsets[user], end - 8), end))["input_ids"][0]
+        ids, labels = batch["input_ids"][line], batch["labels"][line]
+        assert torch.equal(ids[: len(alone)], alone) and (ids[len(alone) :] == 0).all()
+        assert torch.equal(labels[1 : len(alone)], alone[1:])
+        assert labels[0] == -100 and (labels[len(alone) :] == -100).all()
+
+
+def test_held_out_rows_count_the_held_out_interaction_alone(table, tokenizer):
+    cases = leave_one_out_cases(table, "validation", max_history=5)
+    rows = held_out_rows(table, cases.history_start, cases.history_end)
+    batch = RowCollator(rows, tokenizer)(list(range(table.num_users)))
+    counted = batch["labels"] != -100
+    assert (counted.sum(1) == 3).all()
+    for user in range(table.num_users):
+        tokens = batch["labels"][user][counted[user]][None]
+        target = table.offsets[user + 1] - 2
+        assert tokenizer.decode_interactions(tokens) == names(table, target, target + 1)
+
+
+def test_augmented_rows_follow_the_plain_ones(table):
+    ends = training_end(table)
+    rows = training_rows(table, ends, 100, Augmentation(copies=3))
+    plain = training_rows(table, ends, 100)
+    assert len(rows) > 3 * table.num_users
+    assert np.array_equal(rows.starts[: table.num_users], plain.starts)
+    for number in range(table.num_users, len(rows)):
+        assert 2 <= rows.lengths[number] <= plain.lengths.max()
+        kept = slice(rows.starts[number], rows.ends[number])
+        # Purchases, the highest level, are never dropped.
+        assert (rows.behaviors[kept] == 2).sum() in {(table.behaviors[table.offsets[u] : ends[u]] == 2).sum()
+                                                     for u in range(table.num_users)}  # fmt: skip
+
+
+@pytest.mark.parametrize("session_wise", [False, True])
+def test_packed_batches_give_the_same_loss_with_fewer_rows(table, tokenizer, session_wise):
+    torch.manual_seed(0)
+    config = GamerConfig(
+        behaviors=list(table.schema.names),
+        code_sizes=list(tokenizer.token_space.code_sizes),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        behavior_embedding_dim=8,
+        initializer_range=0.3,
+        session_wise_attention=session_wise,
+    )
+    model = GamerForCausalLM(config).eval()
+    cases = leave_one_out_cases(table, "validation", max_history=4)
+    rows = training_rows(table, training_end(table), 30) + held_out_rows(table, cases.history_start, cases.history_end)
+    numbers = [0, 1, *range(40, 52)]
+    single = RowCollator(rows, tokenizer, session_wise)(numbers)
+    packed = RowCollator(rows, tokenizer, session_wise, packing=True)(numbers)
+    assert len(packed["input_ids"]) < len(single["input_ids"]) / 2
+    assert (packed["labels"] != -100).sum() == (single["labels"] != -100).sum()
+    with torch.no_grad():
+        torch.testing.assert_close(model(**packed).loss, model(**single).loss, atol=1e-5, rtol=1e-5)
+
+
+def test_session_ids_start_at_zero_and_leave_the_rest_out(table, tokenizer):
+    rows = training_rows(table, training_end(table), 6)
+    batch = RowCollator(rows, tokenizer, with_sessions=True)([5])
+    start, end = rows.starts[5], rows.ends[5]
+    expected = np.repeat(table.session_ids[start:end] - table.session_ids[start], 3)
+    assert batch["session_ids"][0].tolist() == [-1, *expected.tolist()]
+
+
+def test_bad_calls_are_refused(table, tokenizer):
+    with pytest.raises(ValueError, match="`max_interactions`: expected at least 2"):
+        training_rows(table, training_end(table), 1)
+    with pytest.raises(ValueError, match="found none before the held-out ones"):
+        training_rows(table, table.offsets[:-1])
+    with pytest.raises(ValueError, match="expected sessions for session-wise attention, found none"):
+        RowCollator(training_rows(simulate_shop(num_users=20, num_items=12).table(), np.full(20, 5)), tokenizer, True)
