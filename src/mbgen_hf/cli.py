@@ -200,9 +200,9 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     from mbgen_hf.data.sequence_table import SequenceTable
     from mbgen_hf.evaluation.evaluator import Recommender
     from mbgen_hf.evaluation.protocols import TASKS
-    from mbgen_hf.evaluation.record import evaluate_checkpoint, trained_protocol
     from mbgen_hf.evaluation.report import format_report
     from mbgen_hf.training.checkpoint import load_checkpoint, write_text_whole
+    from mbgen_hf.training.evaluation_record import evaluate_checkpoint, trained_protocol
 
     table = SequenceTable.load(args.data)
     model, tokenizer = load_checkpoint(args.checkpoint)
@@ -284,8 +284,8 @@ def _add_push(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run_push(args: argparse.Namespace) -> int:
-    from mbgen_hf.evaluation.record import name_card_after
     from mbgen_hf.training.checkpoint import push_checkpoint
+    from mbgen_hf.training.evaluation_record import name_card_after
 
     name_card_after(args.checkpoint, args.repo_id)
     print(push_checkpoint(args.checkpoint, args.repo_id, args.private, args.message))

@@ -126,7 +126,13 @@ def resolve_prompt(prompt, behavior, token_space: TokenSpace) -> torch.LongTenso
 
 
 class ConstrainedGenerationMixin:
-    """`generate` that can only produce items of the catalog. Shared by MBGen and GAMER."""
+    """`generate` that can only produce items of the catalog, and the catalog itself. Shared by MBGen and GAMER.
+
+    A model names in `auto_classes` the Auto classes its checkpoints answer to, and lays out histories and prompts in
+    `_generation_inputs`.
+    """
+
+    auto_classes: tuple[str, ...]
 
     def _register_catalog(self) -> None:
         """Create the persistent buffer of item codes; called from `__init__`."""
@@ -159,6 +165,12 @@ class ConstrainedGenerationMixin:
         if self._trie is None or self._trie[0] != self._trie_key():
             self._trie = (self._trie_key(), ItemTrie(self.item_codes, self.config.code_sizes))
         return self._trie[1]
+
+    def save_pretrained(self, save_directory, **kwargs):
+        # `register_for_auto_class` keeps one name, and loading remote code replaces it.
+        name = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
+        self.config.auto_map = dict.fromkeys(self.auto_classes, name)
+        return super().save_pretrained(save_directory, **kwargs)
 
     def _trie_key(self) -> tuple:
         codes = self.item_codes

@@ -314,6 +314,8 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
     `item_codes`, a persistent buffer of shape `(num_items, m)`, is the catalog: row i holds the codes of item i.
     """
 
+    auto_classes = ("AutoModel", "AutoModelForCausalLM")
+
     def __init__(self, config: GamerConfig):
         super(Qwen3ForCausalLM, self).__init__(config)
         self.model = GamerModel(config)
@@ -382,12 +384,6 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
         if sequence_ids is not None:
             first[:, 1:] |= sequence_ids[:, 1:] != sequence_ids[:, :-1]
         return first
-
-    def save_pretrained(self, save_directory, **kwargs):
-        # `register_for_auto_class` keeps one name, and loading remote code replaces it; a checkpoint answers to both.
-        name = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
-        self.config.auto_map = {"AutoModel": name, "AutoModelForCausalLM": name}
-        return super().save_pretrained(save_directory, **kwargs)
 
     def _generation_inputs(
         self,

@@ -188,6 +188,8 @@ class MBGenForConditionalGeneration(
     `item_codes`, a persistent buffer of shape `(num_items, m)`, is the catalog: row i holds the codes of item i.
     """
 
+    auto_classes = ("AutoModel", "AutoModelForSeq2SeqLM")
+
     # The stock forward takes `**kwargs` and averages the loss itself; without this the Trainer would not divide by
     # the number of accumulation steps.
     accepts_loss_kwargs = False
@@ -253,12 +255,6 @@ class MBGenForConditionalGeneration(
             labels=labels,
             **kwargs,
         )
-
-    def save_pretrained(self, save_directory, **kwargs):
-        # `register_for_auto_class` keeps one name, and loading remote code replaces it; a checkpoint answers to both.
-        name = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
-        self.config.auto_map = {"AutoModel": name, "AutoModelForSeq2SeqLM": name}
-        return super().save_pretrained(save_directory, **kwargs)
 
     def _generation_inputs(
         self,
