@@ -163,6 +163,9 @@ def _training_data(table: SequenceTable, tokenizer: InteractionTokenizer, settin
     cases = protocol_cases(table, protocol, "validation", options["max_history"])
     # A session has a case for each of its behaviors, but one next interaction.
     first = np.unique(cases.users, return_index=True)[1]
+    sample = settings["validation"]["max_users"]
+    if sample is not None and sample < len(first):
+        first = np.sort(np.random.default_rng(0).choice(first, sample, replace=False))
     architecture = ARCHITECTURES[settings["architecture"]]
     try:
         return architecture.data(
