@@ -15,12 +15,12 @@ def format_report(report: dict, metrics: Sequence[str] | None = None) -> str:
 
     Args:
         report: `{task: {model name: {group: {"n": count, metric: mean}}}}`.
-        metrics: the columns; HR, recall is left out where it equals HR (one target per case).
+        metrics: the columns; all by default, without recall where it equals the hit rate (one target per case).
     """
     blocks = []
     for task, rows in report.items():
+        names = list(metrics or _columns([groups["overall"] for groups in rows.values()]))
         first = next(iter(rows.values()))["overall"]
-        names = list(metrics or (name for name in first if name != "n" and not name.startswith("recall")))
         repeat, new = ("hr@10", "hr@10") if "hr@10" in first else (names[0], names[0])
         header = ["", *(_title(name) for name in names), f"repeat {_title(repeat)}", f"new {_title(new)}"]
         lines = [header]
@@ -34,6 +34,12 @@ def format_report(report: dict, metrics: Sequence[str] | None = None) -> str:
             shares += f", {counts['repeat']['n']} repeats, {counts['new']['n']} new"
         blocks.append(f"{TASK_TITLES.get(task, task)} ({shares})\n{_align(lines)}")
     return "\n\n".join(blocks)
+
+
+def _columns(rows: list[dict]) -> list[str]:
+    names = [name for name in rows[0] if name != "n"]
+    same = all(row[name] == row[name.replace("recall", "hr")] for row in rows for name in names)
+    return [name for name in names if not (same and name.startswith("recall"))]
 
 
 def _title(metric: str) -> str:
