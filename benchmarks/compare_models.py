@@ -15,7 +15,12 @@ import statistics
 import time
 from pathlib import Path
 
+import numpy as np
+
 from mbgen_hf import Recommender, SequenceTable, evaluate_tasks, load_checkpoint, load_settings, train_model
+from mbgen_hf.baselines.sasrec import SASRecBaseline
+from mbgen_hf.evaluation.evaluator import PAPER_HISTORY, Recommendations, score
+from mbgen_hf.evaluation.protocols import protocol_cases, protocol_training_end, task_cases
 
 
 PLAIN_QWEN3 = {"model.cross_level_layers": [], "model.routed_layers": [], "model.injection_layers": []}
@@ -25,6 +30,7 @@ MODELS = {
     "gamer + 4x": ("gamer-small", {"data.augmentation": 4}),
     "mbgen": ("mbgen-small", {}),
 }
+SASREC = "sasrec"
 METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")
 
 
@@ -34,6 +40,8 @@ def run_one(table: SequenceTable, name: str, seed: int, args: argparse.Namespace
     record = folder / "scores.json"
     if record.is_file():
         return json.loads(record.read_text(encoding="utf-8"))
+    if name == SASREC:
+        return keep(record, run_sasrec(table, seed, args))
     preset, changes = MODELS[name]
     changes = {
         **changes,
@@ -49,7 +57,29 @@ def run_one(table: SequenceTable, name: str, seed: int, args: argparse.Namespace
     model, tokenizer = load_checkpoint(folder)
     recommender = Recommender(model, tokenizer, table, args.num_beams)
     report = evaluate_tasks(recommender, "test", ["target", "behavior"], protocol=args.protocol)
-    scores = {"seconds": seconds, "parameters": model.num_parameters(), "report": report}
+    return keep(record, {"seconds": seconds, "parameters": model.num_parameters(), "report": report})
+
+
+def run_sasrec(table: SequenceTable, seed: int, args: argparse.Namespace) -> dict:
+    """Train and score SASRec on the cases of both tasks; it gives the same list for every behavior."""
+    history = PAPER_HISTORY[args.protocol]
+    started = time.time()
+    baseline = SASRecBaseline(max_history=history, num_epochs=args.sasrec_epochs, seed=seed)
+    baseline.fit(table, protocol_training_end(table, args.protocol))
+    seconds = time.time() - started
+    report = {}
+    for task in ("target", "behavior"):
+        cases = task_cases(protocol_cases(table, args.protocol, "test", history), task, table.schema)
+        items, scores = baseline.recommend(table, cases, 10)
+        answers = Recommendations(items, np.zeros_like(items, dtype=np.int8), scores)
+        report[task] = {"model": score(table, cases, answers, task, (1, 5, 10))}
+    parameters = sum(parameter.numel() for parameter in baseline.network.parameters())
+    return {"seconds": seconds, "parameters": parameters, "report": report}
+
+
+def keep(record: Path, scores: dict) -> dict:
+    """Record the scores of a finished run."""
+    record.parent.mkdir(parents=True, exist_ok=True)
     temporary = record.with_suffix(".tmp")
     temporary.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     temporary.replace(record)
@@ -73,7 +103,7 @@ def as_markdown(results: dict, args: argparse.Namespace) -> str:
     blocks = []
     for task in ("target", "behavior"):
         reports = {name: [run["report"][task] for run in runs.values()] for name, runs in results.items()}
-        first = next(iter(reports.values()))[0]
+        first = next(of_seeds[0] for of_seeds in reports.values() if "recency" in of_seeds[0])
         counts = ", ".join(f"{first['model'][part]['n']} {part}" for part in ("overall", "repeat", "new"))
         lines = [
             f"**{task}** ({args.data.name}, {args.protocol}, cases: {counts})",
@@ -95,10 +125,11 @@ def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description="Compare models on one prepared log.")
     parser.add_argument("data", type=Path, help="folder written by `mbgen prepare`")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--models", default=",".join(MODELS), help="of " + ", ".join(MODELS))
+    parser.add_argument("--models", default=",".join([SASREC, *MODELS]), help="of " + ", ".join([SASREC, *MODELS]))
     parser.add_argument("--protocol", choices=("leave_one_out", "session_wise"), default="leave_one_out")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--sasrec-epochs", type=int, default=30)
     parser.add_argument("--patience", type=int, default=6)
     parser.add_argument("--validation-users", type=int, default=1000)
     parser.add_argument("--num-beams", type=int, default=20)
@@ -110,7 +141,8 @@ def main(argv: list[str] | None = None) -> dict:
             results.setdefault(name, {})[str(seed)] = run_one(table, name, seed, args)
             args.output.mkdir(parents=True, exist_ok=True)
             (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            (args.output / "results.md").write_text(as_markdown(results, args), encoding="utf-8")
+            if set(results) != {SASREC}:  # The other models' runs score the baselines as well.
+                (args.output / "results.md").write_text(as_markdown(results, args), encoding="utf-8")
     print(as_markdown(results, args))
     return results
 
