@@ -44,15 +44,16 @@ def recommend(
     """
     if k < 1:
         raise ValueError(f"`k`: expected at least 1, found {k}")
+    session_wise = getattr(model.config, "session_wise_attention", False)
     lists = []
     for start in range(0, len(histories), batch_size):
         batch = list(histories[start : start + batch_size])
         users = None if user_ids is None else list(user_ids[start : start + batch_size])
-        encoded = tokenizer.encode_history(batch, user_id=users).to(model.device)
+        encoded = tokenizer.encode_history(batch, user_id=users, with_sessions=session_wise).to(model.device)
         output = model.generate(
             **encoded,
             behavior=behavior,
-            num_beams=max(num_beams, k),
+            num_beams=max(num_beams, k, 2),  # Greedy search reports no scores.
             num_return_sequences=k,
             return_dict_in_generate=True,
         )
@@ -82,7 +83,8 @@ def histories_of(table: SequenceTable, user_ids: Sequence) -> list[dict[str, Any
             )
         span = slice(*table.offsets[rows[key] : rows[key] + 2])
         items, behaviors = table.item_ids[table.items[span]].tolist(), table.behaviors[span].tolist()
-        histories.append({"user_id": key, "item_ids": items, "behaviors": behaviors})
+        sessions = {} if table.session_ids is None else {"session_ids": table.session_ids[span].tolist()}
+        histories.append({"user_id": key, "item_ids": items, "behaviors": behaviors, **sessions})
     return histories
 
 

@@ -141,7 +141,7 @@ class Recommender:
             prompt = torch.full((len(cases), 1), BOS)
         else:
             prompt = torch.from_numpy(behavior.astype(np.int64))[:, None] + space.behavior_offset
-        beams = max(self.num_beams, k)
+        beams = max(self.num_beams, k, 2)  # Greedy search reports no scores.
         return self.model.generate(
             **inputs, prompt=prompt, num_beams=beams, num_return_sequences=k, return_dict_in_generate=True
         )

@@ -9,7 +9,7 @@ from .catalog_fields import (
     validate_layers,
     validate_routed_widths,
 )
-from .token_space import BOS, EOS, PAD, TokenSpace
+from .token_space import BOS, EOS, PAD, TokenSpace, token_space
 
 
 @strict
@@ -93,7 +93,7 @@ class GamerConfig(Qwen3Config):
     @property
     def token_space(self) -> TokenSpace:
         """The layout of token ids; GAMER has no user tokens."""
-        return TokenSpace(tuple(self.behaviors), tuple(self.code_sizes), 0)
+        return token_space(tuple(self.behaviors), tuple(self.code_sizes))
 
     def validate_architecture(self):
         """Check the fields against each other."""

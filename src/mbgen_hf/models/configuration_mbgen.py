@@ -9,7 +9,7 @@ from .catalog_fields import (
     validate_layers,
     validate_routed_widths,
 )
-from .token_space import BOS, EOS, PAD, TokenSpace
+from .token_space import BOS, EOS, PAD, TokenSpace, token_space
 
 
 @strict
@@ -85,7 +85,7 @@ class MBGenConfig(SwitchTransformersConfig):
     @property
     def token_space(self) -> TokenSpace:
         """The layout of token ids."""
-        return TokenSpace(tuple(self.behaviors), tuple(self.code_sizes), self.num_user_tokens)
+        return token_space(tuple(self.behaviors), tuple(self.code_sizes), self.num_user_tokens)
 
     def validate_architecture(self):
         """Check the fields against each other."""

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.utils import ModelOutput
@@ -102,11 +103,13 @@ def resolve_prompt(prompt, behavior, token_space: TokenSpace) -> torch.LongTenso
     if prompt is not None and behavior is not None:
         raise ValueError("`prompt`: expected either `prompt` or `behavior`, found both")
     if behavior is not None:
-        names = [behavior] if isinstance(behavior, str) else list(behavior)
+        names = [behavior] if isinstance(behavior, str) else behavior
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"`behavior`: expected a name or a list of names, found {behavior!r}")
         return torch.tensor([[token_space.behavior_id(name)] for name in names], dtype=torch.long)
     if prompt is None:
         return torch.empty(1, 0, dtype=torch.long)
-    rows = prompt.tolist() if isinstance(prompt, torch.Tensor) else list(prompt)
+    rows = list(prompt.tolist() if isinstance(prompt, (torch.Tensor, np.ndarray)) else prompt)
     if not rows or not isinstance(rows[0], (list, tuple)):
         rows = [rows]
     rows = [token_space.resolve(row) for row in rows]
@@ -174,7 +177,8 @@ class ConstrainedGenerationMixin:
 
     def _trie_key(self) -> tuple:
         codes = self.item_codes
-        return codes.data_ptr(), codes._version, codes.device, codes.shape
+        # Tensors made under `torch.inference_mode` can not change in place and have no version.
+        return codes.data_ptr(), None if codes.is_inference() else codes._version, codes.device, codes.shape
 
     @torch.no_grad()
     def generate(
@@ -227,6 +231,7 @@ class ConstrainedGenerationMixin:
         trie, space = self.item_trie, self.config.token_space
         prompt_ids = resolve_prompt(kwargs.pop("decoder_input_ids", prompt), behavior, space).to(self.device)
         prompt_ids = _match_rows(prompt_ids, input_ids)
+        self._check_prompted_codes(prompt_ids)
         inputs, start = self._generation_inputs(input_ids, attention_mask, prompt_ids, kwargs)
         steps = 1 + space.num_code_levels - prompt_ids.shape[1]
         processors = LogitsProcessorList([CatalogConstraint(trie, space, start, normalize_over == "catalog")])
@@ -248,6 +253,15 @@ class ConstrainedGenerationMixin:
         if return_dict is None:
             return_dict = (config or self.generation_config).return_dict_in_generate
         return output if return_dict else output.sequences
+
+    def _check_prompted_codes(self, prompt_ids: torch.LongTensor) -> None:
+        """Refuse codes that no item begins with: nothing could follow them."""
+        space, node = self.config.token_space, self.item_trie.root(len(prompt_ids))
+        for level in range(prompt_ids.shape[1] - 1):
+            node = self.item_trie.advance(node, prompt_ids[:, 1 + level] - space.code_offsets[level], level)
+        if prompt_ids.shape[1] > 1 and bool((node < 0).any()):
+            row = int((node < 0).nonzero()[0])
+            raise ValueError(f"`prompt`: expected the first codes of an item, found {prompt_ids[row].tolist()}")
 
     def _add_items(self, output: ModelOutput, start: int, batch_size: int) -> None:
         """Add `item_indices` and `behavior_indices`, and blank the rows behind which nothing was reachable."""
@@ -294,7 +308,8 @@ def _generation_settings(
     generation_config = copy.deepcopy(generation_config)
     generation_config.eos_token_id, generation_config.max_length = None, None
     generation_config.max_new_tokens = steps
-    if generation_config.length_penalty is None and (generation_config.num_beams or 1) > 1:
+    beams = kwargs.get("num_beams") or generation_config.num_beams or default_beams or 1
+    if generation_config.length_penalty is None and "length_penalty" not in kwargs and beams > 1:
         generation_config.length_penalty = 0.0
     return generation_config, kwargs
 

@@ -20,7 +20,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
     eager_attention_forward,
 )
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_gamer import GamerConfig
 from .constrained_generation import ConstrainedGenerationMixin
@@ -149,7 +149,12 @@ class GamerDecoderLayer(GradientCheckpointingLayer):
 class GamerPreTrainedModel(Qwen3PreTrainedModel):
     config: GamerConfig
     _no_split_modules = ["GamerDecoderLayer"]
-    _can_record_outputs = {"hidden_states": GamerDecoderLayer, "attentions": Qwen3Attention}
+    # Flash attention takes no mask beyond causality and padding: levels, sessions and packing would be ignored.
+    _supports_flash_attn = False
+    _can_record_outputs = {
+        "hidden_states": GamerDecoderLayer,
+        "attentions": OutputRecorder(Qwen3Attention, index=1, layer_name="self_attn"),
+    }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -399,7 +404,7 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
             )
         if attention_mask is None:
             attention_mask = (input_ids != PAD).long()
-        if input_ids.shape[1] + prompt_ids.shape[1] == 0:
+        if prompt_ids.shape[1] == 0 and not bool(attention_mask.any(dim=1).all()):
             raise ValueError("`prompt`: expected a behavior to start from without a history and BOS, found none")
         order = attention_mask.argsort(dim=1, stable=True)
         inputs = {

@@ -8,8 +8,8 @@ arithmetic, no dependence on the padding side.
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ class TokenSpace:
     behaviors: tuple[str, ...]
     code_sizes: tuple[int, ...]
     num_user_tokens: int = 0
+    code_offsets: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """First id of each code level."""
 
     def __post_init__(self) -> None:
         if not self.behaviors:
@@ -53,10 +55,24 @@ class TokenSpace:
         for name in self.behaviors:
             if not name or any(c.isspace() or c in "<>" for c in name):
                 raise ValueError(f"`behaviors`: expected names without whitespace, '<' or '>', found {name!r}")
-        tokens = self.tokens
-        if len(set(tokens)) != len(tokens):
-            clash = sorted({token for token in tokens[: self.code_offsets[0]] if tokens.count(token) > 1})
-            raise ValueError(f"`behaviors`: expected names that differ from other tokens, found {clash}")
+        for number, name in enumerate(self.behaviors):
+            if name in self.behaviors[:number] or f"<{name}>" in SPECIAL_TOKENS or self._names_a_code_or_user(name):
+                raise ValueError(f"`behaviors`: expected names that differ from other tokens, found {name!r}")
+        # Set here and not as a cached property, whose lock `torch.compile` can not trace.
+        first, offsets = self.behavior_offset + len(self.behaviors), []
+        for size in self.code_sizes:
+            offsets.append(first)
+            first += size
+        object.__setattr__(self, "code_offsets", tuple(offsets))
+
+    def _names_a_code_or_user(self, name: str) -> bool:
+        prefix, _, number = name.partition("_")
+        if not number.isdecimal() or number != str(int(number)):
+            return False
+        if prefix == "user":
+            return int(number) < self.num_user_tokens
+        level = ord(prefix) - 97 if len(prefix) == 1 else -1
+        return 0 <= level < len(self.code_sizes) and int(number) < self.code_sizes[level]
 
     @property
     def num_code_levels(self) -> int:
@@ -70,12 +86,6 @@ class TokenSpace:
     @property
     def behavior_offset(self) -> int:
         return len(SPECIAL_TOKENS)
-
-    @cached_property
-    def code_offsets(self) -> tuple[int, ...]:
-        """First id of each code level."""
-        first = self.behavior_offset + len(self.behaviors)
-        return tuple(first + sum(self.code_sizes[:level]) for level in range(len(self.code_sizes)))
 
     @property
     def user_offset(self) -> int:
@@ -164,6 +174,12 @@ class TokenSpace:
         return int(token)
 
 
+@lru_cache(maxsize=64)
+def token_space(behaviors: tuple[str, ...], code_sizes: tuple[int, ...], num_user_tokens: int = 0) -> TokenSpace:
+    """The one `TokenSpace` of these sizes: configurations are asked for it several times in every pass."""
+    return TokenSpace(behaviors, code_sizes, num_user_tokens)
+
+
 __all__ = [
     "BEHAVIOR_SLOT",
     "BOS",
@@ -174,4 +190,5 @@ __all__ = [
     "SPECIAL_SLOT",
     "SPECIAL_TOKENS",
     "TokenSpace",
+    "token_space",
 ]

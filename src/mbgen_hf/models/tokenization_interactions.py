@@ -6,6 +6,7 @@ ids go in and raw item ids come out.
 """
 
 import json
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,7 @@ class InteractionTokenizer(PreTrainedTokenizerFast):
         max_history: int | None = None,
         padding_side: str = "right",
         return_tensors: str | None = "pt",
+        with_sessions: bool = False,
     ) -> BatchEncoding:
         """Turn histories of raw item ids into model inputs.
 
@@ -133,6 +135,8 @@ class InteractionTokenizer(PreTrainedTokenizerFast):
             max_history: keep the latest so many interactions; `self.max_history` by default.
             padding_side: `"right"` or `"left"`.
             return_tensors: `"pt"`, `"np"` or `None`.
+            with_sessions: add `session_ids`, which session-wise attention needs; every history is then a dict that
+                holds `session_ids` beside its items.
 
         Returns:
             `BatchEncoding` with `input_ids` and `attention_mask` of shape `(batch_size, seq_len)`.
@@ -151,8 +155,9 @@ class InteractionTokenizer(PreTrainedTokenizerFast):
             if any(user is None for user in users):
                 raise ValueError("`user_id`: expected an id for every history or for none, found both")
             user_tokens = self.token_space.user_token_ids(users)
+        sessions = _sessions(histories, lengths) if with_sessions else None
         encoded = self.encode_interactions(
-            items, behaviors, ends - lengths, ends, user_tokens, max_history, padding_side
+            items, behaviors, ends - lengths, ends, user_tokens, max_history, padding_side, sessions
         )
         return BatchEncoding(encoded, tensor_type=return_tensors)
 
@@ -300,9 +305,12 @@ class InteractionTokenizer(PreTrainedTokenizerFast):
 def _as_integer(item) -> int:
     """An id of a catalog that holds integers."""
     try:
-        return int(item)
+        number = int(item, 10) if isinstance(item, str) else operator.index(item)
     except (TypeError, ValueError):
         raise ValueError(f"`item_ids`: expected integers as in the catalog, found {item!r}") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"`item_ids`: expected integers of 64 bits as in the catalog, found {item!r}")
+    return number
 
 
 def _plain(value):
@@ -313,7 +321,7 @@ def _as_batch(history, user_id) -> tuple[list, list]:
     """Lists of histories and of users, however many were given."""
     single = isinstance(history, dict) or len(history) == 0 or _is_pair(history[0])
     histories = [history] if single else list(history)
-    if single or user_id is None or isinstance(user_id, (str, int)):
+    if single or user_id is None or isinstance(user_id, (str, int, np.generic)):
         users = [user_id] * len(histories)
     else:
         users = list(user_id)
@@ -338,6 +346,17 @@ def _columns(history) -> tuple[Sequence, Sequence]:
     if wrong:
         raise ValueError(f"`history`: expected (behavior, item id) pairs, found {wrong[0]!r}")
     return [item for _, item in history], [behavior for behavior, _ in history]
+
+
+def _sessions(histories: list, lengths: np.ndarray) -> np.ndarray:
+    """The session numbers of all histories, one after the other."""
+    sessions: list[int] = []
+    for history, length in zip(histories, lengths, strict=True):
+        own = history.get("session_ids") if isinstance(history, dict) else [] if length == 0 else None
+        if own is None or len(own) != length:
+            raise ValueError(f"`history`: expected {length} `session_ids` for as many items, found {own!r}")
+        sessions.extend(own)
+    return np.array(sessions, dtype=np.int64)
 
 
 def _write_catalog(file: Path, item_codes: np.ndarray, item_ids: np.ndarray) -> None:
