@@ -7,9 +7,11 @@ accelerate launch --num_processes 2 examples/train_mbgen.py --data data/shop --o
 
 from dataclasses import dataclass, field
 
+from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from mbgen_hf import Recommender, SequenceTable, evaluate_tasks, load_settings, train_model
+from mbgen_hf.evaluation.protocols import TASKS
 from mbgen_hf.evaluation.report import format_report
 from mbgen_hf.training.settings import parse_change
 
@@ -35,8 +37,11 @@ def main(argv: list[str] | None = None) -> dict:
     settings = load_settings(args.preset, dict(map(parse_change, args.changes)))
     trained = train_model(table, settings, args.output, args.seed, args.resume, args.overwrite)
     recommender = Recommender(trained.model, trained.tokenizer, table, args.num_beams)
-    report = evaluate_tasks(recommender, "test", max_users=args.max_users)
-    print(format_report(report))
+    protocol = settings["data"]["protocol"]
+    tasks = TASKS if protocol == "leave_one_out" else TASKS[:2]
+    report = evaluate_tasks(recommender, "test", tasks, max_users=args.max_users, protocol=protocol)
+    if PartialState().is_main_process:
+        print(format_report(report))
     return report
 
 

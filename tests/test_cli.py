@@ -113,6 +113,8 @@ def test_recommend_takes_a_history_from_the_command_line(shop, capsys):
     assert lines[0] == "history" and [line.split()[:2] for line in lines[1:]] == [
         [str(rank), "purchase"] for rank in (1, 2, 3)
     ]
+    run("recommend", shop / "model", "--history", "-k", 1, "--num-beams", 1)
+    assert len(capsys.readouterr().out.splitlines()) == 2
     run("recommend", shop / "model", "--history", "-k", 2, "--behavior", "any")
     assert len(capsys.readouterr().out.splitlines()) == 3
 
@@ -151,6 +153,17 @@ HOSTILE = {
     "unknown field": ("train {root}/data --output {new} --set model.width=8", "fields of MBGenConfig"),
     "wrong type": ("train {root}/data --output {new} --set model.d_model=wide", "d_model"),
     "not a multiple": ("train {root}/data --output {new} --set model.d_ff=10", "expected a multiple of 8"),
+    "unknown validation": ("train {root}/data --output {new} --set validation.num_beam=3", "found 'num_beam'"),
+    "unknown ids": ("train {root}/data --output {new} --set item_ids.foo=1", "`item_ids`: expected settings"),
+    "base of letters": ("train {root}/data --output {new} --set item_ids.base=abc", "`item_ids.base`: expected int"),
+    "patience of letters": ("train {root}/data --output {new} --set validation.patience=x", "`validation.patience`"),
+    "no patience": ("train {root}/data --output {new} --set validation.patience=0", "expected at least 1"),
+    "unknown task to validate": ("train {root}/data --output {new} --set validation.task=x", "`validation.task`"),
+    "history of letters": ("train {root}/data --output {new} --set data.max_history=abc", "`data.max_history`"),
+    "unknown protocol": ("train {root}/data --output {new} --set data.protocol=x", "`protocol`: expected one of"),
+    "no sessions": ("train {root}/data --output {new} --set data.protocol=session_wise", "session"),
+    "unknown architecture": ("train {root}/data --output {new} --model bert", "invalid choice"),
+    "mistyped folder": ("evaluate typo/model --data {root}/data", "found no such folder"),
     "unknown argument": ("train {root}/data --output {new} --set training.speed=9", "fields of TrainingArguments"),
     "half precision": ("train {root}/data --output {new} --set training.fp16=true", "expected bf16 or float32"),
     "wrong rate": ("train {root}/data --output {new} --set training.learning_rate=high", "learning_rate"),

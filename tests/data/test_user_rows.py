@@ -105,6 +105,23 @@ def test_packed_batches_give_the_same_loss_with_fewer_rows(table, tokenizer, ses
         torch.testing.assert_close(model(**packed).loss, model(**single).loss, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bos", ["<bos>", None])
+@pytest.mark.parametrize("packing", [False, True])
+def test_labels_are_exactly_what_the_loss_counts(table, tokenizer, bos, packing):
+    """`Trainer` divides by the labels after the first column; the model must leave out no more and no less."""
+    space = tokenizer.token_space
+    plain = InteractionTokenizer(
+        table.schema.names, space.code_sizes, history_prefix=bos, history_suffix=None,
+        item_codes=tokenizer.item_codes, item_ids=table.item_ids,
+    )  # fmt: skip
+    rows = training_rows(table, training_end(table), 6)
+    batch = RowCollator(rows, plain, packing=packing, loss_on_behaviors=False)(list(range(9)))
+    labels = batch["labels"]
+    assert not ((labels >= space.behavior_offset) & (labels < space.code_offsets[0])).any()
+    predicted = (labels != -100)[:, 1:].sum()
+    assert predicted == 2 * rows.lengths[:9].sum() and (labels[:, 0] == -100).all()
+
+
 def test_session_ids_start_at_zero_and_leave_the_rest_out(table, tokenizer):
     rows = training_rows(table, training_end(table), 6)
     batch = RowCollator(rows, tokenizer, with_sessions=True)([5])

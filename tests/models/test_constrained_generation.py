@@ -105,6 +105,16 @@ def test_a_prompt_may_hold_the_first_codes_of_an_item(model, tokenizer):
     assert sorted(found[found >= 0].tolist()) == below
 
 
+def test_a_prompt_that_no_item_begins_with_is_refused():
+    model = tiny_model()
+    model.set_catalog(torch.tensor([[0, 1, 2], [0, 3, 0], [2, 1, 1]]))
+    for codes in (["<a_1>"], ["<a_0>", "<b_2>"]):
+        with pytest.raises(ValueError, match="`prompt`: expected the first codes of an item, found"):
+            model.generate(prompt=["buy", *codes], do_sample=True)
+    found = model.generate(prompt=["buy", "<a_0>"], num_beams=2, num_return_sequences=2, return_dict_in_generate=True)
+    assert sorted(found.item_indices[0].tolist()) == [0, 1]
+
+
 def test_cold_start_needs_no_history(model, tokenizer):
     cold = model.generate(behavior="buy", num_beams=6, num_return_sequences=4)
     assert torch.equal(cold, model.generate(**tokenizer.encode_history([]), behavior="buy", num_beams=6,
@@ -172,6 +182,22 @@ def test_a_generation_config_works_as_keywords_do(model, tokenizer):
     assert with_config.item_indices.shape == (3, 3) and config.max_new_tokens is None
 
 
+def test_scores_are_plain_sums_with_a_generation_config_too(model, tokenizer):
+    encoded = tokenizer.encode_history(HISTORIES)
+    options = {"behavior": "buy", "num_beams": 6, "return_dict_in_generate": True}
+    plain = model.generate(**encoded, **options)
+    configured = model.generate(**encoded, **options, generation_config=GenerationConfig())
+    assert torch.equal(plain.sequences_scores, configured.sequences_scores)
+
+
+def test_a_model_made_in_inference_mode_generates(tokenizer):
+    with torch.inference_mode():
+        frozen = tiny_model()
+        assert (
+            len(set(tokenizer.decode_items(frozen.generate(behavior="buy", num_beams=4, num_return_sequences=4)))) == 4
+        )
+
+
 def test_the_catalog_can_be_replaced_and_follows_the_buffer(tokenizer):
     model = tiny_model()
     before = model.generate(behavior="buy", num_beams=3)
@@ -197,6 +223,7 @@ def test_the_catalog_can_be_replaced_and_follows_the_buffer(tokenizer):
         ({"prompt": ["<a_0>"]}, "expected BOS, a behavior, then codes in order"),
         ({"prompt": ["buy", "<b_0>"]}, "expected BOS, a behavior, then codes in order"),
         ({"prompt": ["buy", "<a_0>", "<b_0>", "<c_0>"]}, "at most a behavior and 2 codes"),
+        ({"behavior": 2}, "`behavior`: expected a name or a list of names"),
         ({"prompt": [1, 99]}, "expected ids from 0 to"),
         ({"behavior": "buy", "max_new_tokens": 9}, "`max_new_tokens`: expected to be left out"),
         ({"behavior": "buy", "max_length": 4}, "`max_length`: expected to be left out"),

@@ -320,6 +320,35 @@ def test_session_wise_generation_opens_a_new_session(prompt, padding_side):
         torch.testing.assert_close(output.sequences_scores[row], steps, atol=1e-5, rtol=1e-5)
 
 
+def test_flash_attention_which_ignores_levels_is_refused():
+    with pytest.raises(ValueError, match="Flash Attention"):
+        tiny_gamer().set_attn_implementation("flash_attention_2")
+
+
+def test_attentions_are_those_of_self_attention():
+    model = tiny_gamer("eager")
+    ids = random_rows(model)
+    with torch.no_grad():
+        attentions = model(input_ids=ids, output_attentions=True).attentions
+    assert [tuple(each.shape) for each in attentions] == [(3, 4, 25, 25)] * 4
+
+
+def test_an_empty_history_among_others_is_refused_as_it_is_alone():
+    bare = tiny_gamer(add_bos_token=False)
+    encoded = gamer_tokenizer(bare).encode_history([HISTORIES[0], []])
+    with pytest.raises(ValueError, match="`prompt`: expected a behavior to start from"):
+        bare.generate(**encoded, num_beams=2)
+
+
+def test_the_whole_model_compiles_without_a_graph_break(gamer):
+    ids = random_rows(gamer)
+    compiled = torch.compile(
+        lambda ids: gamer(input_ids=ids, use_cache=False).logits, backend="aot_eager", fullgraph=True
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(ids), gamer(input_ids=ids).logits, atol=1e-5, rtol=1e-4)
+
+
 def test_static_caches_are_refused(gamer):
     with pytest.raises(ValueError, match="`cache_implementation`: expected to be left out"):
         gamer.generate(behavior="buy", cache_implementation="static")

@@ -82,6 +82,21 @@ def test_plain_loading_needs_only_the_vocabulary_file(tmp_path, tokenizer):
     assert plain.get_vocab() == tokenizer.get_vocab()
 
 
+def test_sessions_travel_with_the_history():
+    tokenizer = tokenizer_of(tiny_model())
+    history = {"item_ids": ["item-01", "item-02"], "behaviors": ["buy", "click"], "session_ids": [4, 6]}
+    encoded = tokenizer.encode_history([history, []], with_sessions=True)
+    assert encoded["session_ids"].tolist() == [[0] * 4 + [2] * 4 + [-1], [-1] * 9]
+    with pytest.raises(ValueError, match="expected 1 `session_ids` for as many items"):
+        tokenizer.encode_history([("buy", "item-01")], with_sessions=True)
+
+
+@pytest.mark.parametrize("item", ["9" * 30, 101.7, "piano", None])
+def test_integer_catalogs_refuse_what_is_no_integer(item):
+    with pytest.raises(ValueError, match="`item_ids`: expected integers"):
+        tokenizer_of(tiny_model(), item_ids=list(range(100, 130))).item_indices([item])
+
+
 def test_integer_catalogs_take_numbers_as_text():
     tokenizer = tokenizer_of(tiny_model(), item_ids=list(range(100, 130)))
     assert tokenizer.item_indices(["103", 101, np.int64(129)]).tolist() == [3, 1, 29]

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -201,6 +202,45 @@ def test_bad_settings_are_refused_before_anything_is_written(tmp_path, shop_tabl
     with pytest.raises(ValueError, match=message):
         train_model(shop_table, tiny_settings(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_patience_is_remembered_across_an_interruption(tmp_path, shop_table, tiny_settings):
+    settings = tiny_settings(
+        training__learning_rate=0.0,
+        training__eval_steps=2,
+        training__max_steps=12,
+        training__save_total_limit=9,
+        validation__patience=2,
+    )
+    folder = tmp_path / "run"
+
+    def last_step() -> int:
+        return max(entry["step"] for entry in train_model(shop_table, settings, folder, resume=True).history)
+
+    # Nothing improves after the first validation: two more and it stops.
+    assert last_step() == 6
+    # A finished run is only read back.
+    assert last_step() == 6 and not (folder / "checkpoints" / "checkpoint-8").exists()
+    # Interrupted before its last validation, it waits for that one alone.
+    (folder / "config.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "checkpoint-6")
+    assert last_step() == 6
+
+
+def test_a_new_run_forgets_the_scores_of_the_old_one(tmp_path, shop_table, tiny_settings):
+    folder = tmp_path / "run"
+    train_model(shop_table, tiny_settings(), folder)
+    for name in ("evaluation.json", "README.md"):
+        (folder / name).write_text("scores of another model")
+    train_model(shop_table, tiny_settings(), folder, seed=7, overwrite=True)
+    assert not (folder / "evaluation.json").exists() and not (folder / "README.md").exists()
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path, shop_table, tiny_settings):
+    train_model(shop_table, tiny_settings(), tmp_path / "run")
+    other = simulate_shop(num_users=150, num_items=24, seed=4).table()
+    with pytest.raises(ValueError, match="`data_fingerprint` was"):
+        train_model(other, tiny_settings(), tmp_path / "run", resume=True)
 
 
 def test_an_earlier_run_is_not_overwritten_or_mixed_up(tmp_path, shop_table, tiny_settings):

@@ -70,6 +70,8 @@ class RowCollator:
         tokenizer: lays histories out; needs its catalog.
         with_sessions: whether batches carry `session_ids`, for session-wise attention.
         packing: whether several rows share a row of the batch, none longer than the longest alone.
+        loss_on_behaviors: whether behavior tokens count in the loss. The model leaves them out by itself; the labels
+            do so as well, since `Trainer` divides by their number.
 
     Calling it returns `input_ids`, `attention_mask` and `labels`, each of shape `(batch_size, seq_len)`, padded on the
     right, and `session_ids` and `sequence_ids` where asked for. Labels are the ids, with -100 for padding, BOS and
@@ -80,12 +82,17 @@ class RowCollator:
     """
 
     def __init__(
-        self, rows: UserRows, tokenizer: InteractionTokenizer, with_sessions: bool = False, packing: bool = False
+        self,
+        rows: UserRows,
+        tokenizer: InteractionTokenizer,
+        with_sessions: bool = False,
+        packing: bool = False,
+        loss_on_behaviors: bool = True,
     ):
         if with_sessions and rows.sessions is None:
             raise ValueError("`rows`: expected sessions for session-wise attention, found none; prepare with sessions")
         self.rows, self.tokenizer = rows, tokenizer
-        self.with_sessions, self.packing = with_sessions, packing
+        self.with_sessions, self.packing, self.loss_on_behaviors = with_sessions, packing, loss_on_behaviors
 
     def __call__(self, numbers: list[int]) -> dict[str, torch.Tensor]:
         numbers, rows = np.asarray(numbers), self.rows
@@ -100,7 +107,11 @@ class RowCollator:
         )
         width = self.tokenizer.token_space.num_code_levels + 1
         first = (self.tokenizer.history_prefix is not None) + (rows.loss_from[numbers] - starts) * width
-        counts = np.arange(batch["input_ids"].shape[1]) >= first[:, None]
+        column = np.arange(batch["input_ids"].shape[1])
+        # The first token of a row is never predicted; packed behind another row it would be counted all the same.
+        counts = column >= np.maximum(first, 1)[:, None]
+        if not self.loss_on_behaviors:
+            counts &= (column - (self.tokenizer.history_prefix is not None)) % width != 0
         batch["labels"] = np.where(counts & (batch["attention_mask"] == 1), batch["input_ids"], -100)
         if self.packing:
             batch = pack_rows(batch)

@@ -1,5 +1,6 @@
 """The sequence table: one row per user, held as flat arrays, stored as Parquet that `datasets` reads."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,15 @@ class SequenceTable:
         if self.session_ids is not None:
             features["session_ids"] = List(Value("int32"))
         return Features(features)
+
+    def fingerprint(self) -> str:
+        """A hash of everything in the table: two runs on tables of the same fingerprint saw the same data."""
+        digest = hashlib.blake2b(json.dumps(self.schema.to_dict()).encode(), digest_size=16)
+        for ids in (self.user_ids, self.item_ids):
+            digest.update("\n".join(map(str, ids.tolist())).encode())
+        for values in (self.offsets, self.items, self.behaviors, self.timestamps, self.session_ids):
+            digest.update(b"" if values is None else np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
     def to_dataset(self) -> Dataset:
         """One row per user, with `ClassLabel` behaviors."""

@@ -260,6 +260,10 @@ def _first_positions(table: SequenceTable, users: np.ndarray, items: np.ndarray)
 
 
 __all__ = [
+    "PROTOCOLS",
+    "Protocol",
+    "protocol_cases",
+    "protocol_training_end",
     "TASKS",
     "EvaluationCases",
     "Split",

@@ -18,9 +18,8 @@ from mbgen_hf.data.user_rows import held_out_rows, training_rows
 from mbgen_hf.evaluation.protocols import EvaluationCases
 from mbgen_hf.models.configuration_gamer import GamerConfig
 from mbgen_hf.models.configuration_mbgen import MBGenConfig
-from mbgen_hf.models.modeling_gamer import GamerForCausalLM
-from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
+from mbgen_hf.training.checkpoint import MODEL_CLASSES
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,13 @@ def gamer_data(
     ratios: str,
     packing: bool,
     session_wise: bool = False,
+    loss_on_behaviors: bool = True,
 ) -> TrainingData:
     """A user is an example (GAMER section 3.4); rows hold one interaction more than a history, the one predicted."""
     copies = Augmentation(augmentation, ratios) if augmentation else None
     training = training_rows(table, training_end, max_history + 1, copies)
     held_out = held_out_rows(table, validation.history_start, validation.history_end)
-    collator = RowCollator(training + held_out, tokenizer, session_wise, packing)
+    collator = RowCollator(training + held_out, tokenizer, session_wise, packing, loss_on_behaviors)
     return TrainingData(collator, training.lengths, len(held_out))
 
 
@@ -130,8 +130,8 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "mbgen": Architecture(MBGenConfig, MBGenForConditionalGeneration, mbgen_data, "<eos>"),
-    "gamer": Architecture(GamerConfig, GamerForCausalLM, gamer_data, None),
+    "mbgen": Architecture(MBGenConfig, MODEL_CLASSES["mbgen"], mbgen_data, "<eos>"),
+    "gamer": Architecture(GamerConfig, MODEL_CLASSES["gamer"], gamer_data, None),
 }
 
 

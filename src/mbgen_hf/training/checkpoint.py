@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
+from accelerate import PartialState
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
@@ -23,6 +23,7 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "gamer": GamerForCausalLM,
 }
 HISTORY_FILE = "training_history.json"
+EVALUATION_FILE = "evaluation.json"
 CARD_FILE = "README.md"
 UNPUBLISHED = ["checkpoints/*", "unfinished-*", "*.tmp"]
 
@@ -47,10 +48,16 @@ def save_checkpoint(
         tokenizer.save_pretrained(staging)
     if history is not None:
         (staging / HISTORY_FILE).write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-    (folder / "config.json").unlink(missing_ok=True)
+    forget_model(folder)
     for file in sorted(staging.iterdir(), key=lambda file: file.name == "config.json"):
         os.replace(file, folder / file.name)
     staging.rmdir()
+
+
+def forget_model(folder: str | Path) -> None:
+    """Remove what belongs to the model a folder held: its config, without which nothing loads, scores and card."""
+    for name in ("config.json", EVALUATION_FILE, CARD_FILE, HISTORY_FILE):
+        (Path(folder) / name).unlink(missing_ok=True)
 
 
 def load_checkpoint(name: str | Path, device: str | None = None) -> tuple[PreTrainedModel, InteractionTokenizer]:
@@ -58,7 +65,7 @@ def load_checkpoint(name: str | Path, device: str | None = None) -> tuple[PreTra
 
     Args:
         name: a folder, or `owner/name` on the Hub.
-        device: where the model goes; a GPU if there is one by default.
+        device: where the model goes; by default a GPU if there is one, under `accelerate launch` that of the process.
 
     Raises:
         ValueError: a folder that holds no whole checkpoint.
@@ -68,7 +75,7 @@ def load_checkpoint(name: str | Path, device: str | None = None) -> tuple[PreTra
     looks_local = folder.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") != 1
     if looks_local and not (folder / "config.json").is_file():
         raise ValueError(f"{name}: expected a checkpoint folder holding config.json, found none; run `mbgen train`")
-    model_class = _model_class(folder / "config.json" if looks_local else cached_file(str(name), "config.json"))
+    model_class = _model_class(checkpoint_file(name, "config.json"))
     with _without_progress_bars():
         try:
             model, info = model_class.from_pretrained(name, output_loading_info=True)
@@ -80,7 +87,7 @@ def load_checkpoint(name: str | Path, device: str | None = None) -> tuple[PreTra
         raise ValueError(f"{name}: expected every weight of the model, found {len(wrong)} missing, such as {wrong[0]}")
     if tokenizer.item_ids is None:
         raise ValueError(f"{name}: expected catalog.safetensors beside the tokenizer, found none")
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+    return model.to(device or PartialState().device).eval(), tokenizer
 
 
 def push_checkpoint(
@@ -118,6 +125,25 @@ def write_text_whole(file: str | Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def checkpoint_file(name: str | Path, file: str) -> Path:
+    """A file of a checkpoint folder or of a Hub repository.
+
+    Raises:
+        ValueError: neither holds the file, or the repository can not be reached.
+    """
+    if (Path(name) / file).is_file():
+        return Path(name) / file
+    if Path(name).exists():
+        raise ValueError(f"{name}: expected a checkpoint folder holding {file}, found none")
+    try:
+        return Path(cached_file(str(name), file))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name}: expected a checkpoint folder or a Hub repository holding {file}, found no such folder, "
+            "and no such file in a repository that can be reached"
+        ) from error
+
+
 def _model_class(config_file: str | Path) -> type[PreTrainedModel]:
     """The class of a checkpoint, from its config."""
     try:
@@ -142,4 +168,14 @@ def _without_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-__all__ = ["load_checkpoint", "push_checkpoint", "save_checkpoint", "write_text_whole"]
+__all__ = [
+    "EVALUATION_FILE",
+    "HISTORY_FILE",
+    "MODEL_CLASSES",
+    "checkpoint_file",
+    "forget_model",
+    "load_checkpoint",
+    "push_checkpoint",
+    "save_checkpoint",
+    "write_text_whole",
+]

@@ -8,11 +8,8 @@ from accelerate import PartialState
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
 from mbgen_hf.evaluation.protocols import Protocol
-from mbgen_hf.training.checkpoint import load_checkpoint, write_text_whole
+from mbgen_hf.training.checkpoint import EVALUATION_FILE, checkpoint_file, load_checkpoint, write_text_whole
 from mbgen_hf.training.model_card import write_model_card
-
-
-EVALUATION_FILE = "evaluation.json"
 
 
 def evaluate_checkpoint(
@@ -52,10 +49,12 @@ def evaluate_checkpoint(
 
 
 def trained_protocol(folder: str | Path) -> Protocol:
-    """The protocol a checkpoint was trained under; leave-one-out where its settings are not at hand."""
-    record = Path(folder) / "training_settings.json"
-    if not record.is_file():
-        return "leave_one_out"
+    """The protocol a checkpoint was trained under, from a folder or a Hub repository.
+
+    Raises:
+        ValueError: its settings are not at hand.
+    """
+    record = checkpoint_file(folder, "training_settings.json")
     return json.loads(record.read_text(encoding="utf-8"))["data"]["protocol"]
 
 

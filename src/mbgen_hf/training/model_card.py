@@ -43,13 +43,7 @@ def write_model_card(
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
-            tags=[
-                "recommendation",
-                "sequential-recommendation",
-                "multi-behavior",
-                "generative-retrieval",
-                config.model_type,
-            ],
+            tags=[*TAGS, config.model_type],
             model_name=name,
             eval_results=_eval_results(evaluation),
         ),

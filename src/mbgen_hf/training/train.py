@@ -1,8 +1,8 @@
 """From a sequence table to a trained checkpoint: what `mbgen train` and the examples call."""
 
 import dataclasses
+import inspect
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,17 @@ from transformers.trainer_utils import get_last_checkpoint
 from mbgen_hf.data.batches import ExampleIndices
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.evaluation.evaluator import Recommender
-from mbgen_hf.evaluation.protocols import protocol_cases, protocol_training_end
+from mbgen_hf.evaluation.protocols import TASKS, protocol_cases, protocol_training_end
 from mbgen_hf.item_ids.chunked import chunked_item_ids
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
 from mbgen_hf.training.architectures import ARCHITECTURES, TrainingData
-from mbgen_hf.training.checkpoint import save_checkpoint
+from mbgen_hf.training.checkpoint import (
+    HISTORY_FILE,
+    forget_model,
+    load_checkpoint,
+    save_checkpoint,
+    write_text_whole,
+)
 from mbgen_hf.training.settings import SECTIONS
 from mbgen_hf.training.trainer import RecommendationTrainer, TaskValidation
 
@@ -72,7 +78,8 @@ def train_model(
         settings: as from `load_settings`; `data.protocol` is `"leave_one_out"` or `"session_wise"`.
         output_dir: where the checkpoint goes; `checkpoints/` in it holds the states to resume from.
         seed: of weights, order and dropout.
-        resume: continue from the latest whole checkpoint in `output_dir`, if there is one.
+        resume: continue from the latest whole checkpoint in `output_dir`, if there is one; a finished run is only
+            read back.
         overwrite: start anew where `output_dir` holds an earlier run.
 
     Raises:
@@ -83,6 +90,7 @@ def train_model(
         raise ValueError(f"`settings`: expected the sections {list(SECTIONS)}, found {unknown}")
     if settings["architecture"] not in ARCHITECTURES:
         raise ValueError(f"`architecture`: expected one of {list(ARCHITECTURES)}, found {settings['architecture']!r}")
+    _check_settings(settings)
     output_dir = Path(output_dir)
     args = _training_arguments(settings, output_dir, seed)
     set_seed(seed)
@@ -92,7 +100,12 @@ def train_model(
     validation, protocol = settings["validation"], settings["data"]["protocol"]
     recommender = Recommender(model, tokenizer, table, validation["num_beams"], args.per_device_eval_batch_size)
     with args.main_process_first(local=False):
-        last = _claim_folder(output_dir, {**settings, "seed": seed}, resume, overwrite, args.should_save)
+        record = {**settings, "seed": seed, "data_fingerprint": table.fingerprint()}
+        last = _claim_folder(output_dir, record, resume, overwrite, args.should_save)
+    if resume and (output_dir / "config.json").is_file():
+        model, tokenizer = load_checkpoint(output_dir)
+        history = json.loads((output_dir / HISTORY_FILE).read_text(encoding="utf-8"))
+        return TrainedModel(model, tokenizer, history)
     trainer = RecommendationTrainer(
         model=model,
         args=args,
@@ -109,6 +122,37 @@ def train_model(
         save_checkpoint(output_dir, model, tokenizer, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()
     return TrainedModel(model, tokenizer, trainer.state.log_history)
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Check names and plain types of what no class checks by itself; raises `ValueError`."""
+    data = inspect.signature(ARCHITECTURES[settings["architecture"]].data).parameters
+    expected = {
+        "item_ids": {"base": (int, type(None)), "num_levels": (int, type(None)), "seed": (int,)},
+        "validation": {"task": (str,), "num_beams": (int,), "max_users": (int, type(None)), "patience": (int,)},
+        "data": {
+            "protocol": (str,),
+            **{name: _TYPES[p.annotation] for name, p in data.items() if p.annotation in _TYPES},
+        },
+    }
+    for section, types in expected.items():
+        for name, value in settings[section].items():
+            if name not in types:
+                raise ValueError(f"`{section}`: expected settings {sorted(types)}, found {name!r}")
+            if not isinstance(value, types[name]) or (isinstance(value, bool) and bool not in types[name]):
+                kinds = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types[name])
+                raise ValueError(f"`{section}.{name}`: expected {kinds}, found {value!r}")
+        if missing := sorted(set(types) - set(settings[section]) - {"session_wise", "loss_on_behaviors"}):
+            raise ValueError(f"`{section}`: expected settings {sorted(types)}, found no {missing[0]!r}")
+    validation = settings["validation"]
+    if validation["task"] not in TASKS:
+        raise ValueError(f"`validation.task`: expected one of {list(TASKS)}, found {validation['task']!r}")
+    for name in ("num_beams", "max_users", "patience"):
+        if validation[name] is not None and validation[name] < 1:
+            raise ValueError(f"`validation.{name}`: expected at least 1, found {validation[name]}")
+
+
+_TYPES = {int: (int,), bool: (bool,), str: (str,)}
 
 
 def _training_arguments(settings: dict[str, Any], output_dir: Path, seed: int) -> TrainingArguments:
@@ -142,13 +186,15 @@ def _training_arguments(settings: dict[str, Any], output_dir: Path, seed: int) -
         "metric_for_best_model": "ndcg@10",
         "greater_is_better": True,
         "remove_unused_columns": False,
+        # Without it a resumed run would forget how long it has been waiting for a better checkpoint.
+        "restore_callback_states_from_checkpoint": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": "none",
         **settings["training"],
     }
     try:
         return TrainingArguments(**values)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, RuntimeError, ImportError) as error:
         raise ValueError(
             f"`training`: expected values that TrainingArguments takes, found others ({error})"
         ) from error
@@ -158,8 +204,9 @@ def _training_data(table: SequenceTable, tokenizer: InteractionTokenizer, settin
     """Training examples, then those of the validation split."""
     options = dict(settings["data"])
     protocol = options.pop("protocol")
-    if "session_wise_attention" in settings["model"]:
-        options["session_wise"] = settings["model"]["session_wise_attention"]
+    if settings["architecture"] == "gamer":
+        options["session_wise"] = settings["model"].get("session_wise_attention", False)
+        options["loss_on_behaviors"] = settings["model"].get("loss_on_behaviors", True)
     cases = protocol_cases(table, protocol, "validation", options["max_history"])
     # A session has a case for each of its behaviors, but one next interaction.
     first = np.unique(cases.users, return_index=True)[1]
@@ -167,12 +214,8 @@ def _training_data(table: SequenceTable, tokenizer: InteractionTokenizer, settin
     if sample is not None and sample < len(first):
         first = np.sort(np.random.default_rng(0).choice(first, sample, replace=False))
     architecture = ARCHITECTURES[settings["architecture"]]
-    try:
-        return architecture.data(
-            table, protocol_training_end(table, protocol), cases.select(first), tokenizer, **options
-        )
-    except TypeError as error:
-        raise ValueError(f"`data`: expected settings of this architecture, found others ({error})") from error
+    ends = protocol_training_end(table, protocol)
+    return architecture.data(table, ends, cases.select(first), tokenizer, **options)
 
 
 def _claim_folder(output_dir: Path, settings: dict, resume: bool, overwrite: bool, main: bool) -> str | None:
@@ -193,11 +236,9 @@ def _claim_folder(output_dir: Path, settings: dict, resume: bool, overwrite: boo
                 f"{output_dir}: expected a new or empty folder, found an earlier run; resume it or allow overwriting"
             )
         shutil.rmtree(checkpoints, ignore_errors=True)
-        (output_dir / "config.json").unlink(missing_ok=True)
+        forget_model(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    temporary = record.with_suffix(".tmp")
-    temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, record)
+    write_text_whole(record, json.dumps(settings, indent=2) + "\n")
     return None
 
 
