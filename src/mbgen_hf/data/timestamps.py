@@ -121,7 +121,6 @@ class TimestampFormat:
 
     def _check_format(self) -> None:
         """Write a known day in the format and read it back, so that a format that loses the day is found here."""
-        day = None
         if "Z" in self._directives:
             raise ValueError(
                 f"`timestamp_format`: expected %z or `timezone`: zone names are no offsets, found {shown(self.format)}"
@@ -131,7 +130,7 @@ class TimestampFormat:
             parsed = self._parsed(pl.col("probe").dt.to_string(self.format)).dt.date()
             day = probe.to_frame().select(parsed).item()
         except (pl.exceptions.PolarsError, ValueError):
-            pass  # reported below as a format that does not work
+            day = None
         if day is None or (day.month, day.day) != (PROBE.month, PROBE.day):
             expected = "'s', 'ms' or a strptime format that fixes the day (with %H also %M)"
             raise ValueError(f"`timestamp_format`: expected {expected}, found {shown(self.format)}")

@@ -13,17 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
+from .catalog_file import CATALOG_FILE, read_catalog, write_catalog
 from .item_trie import ItemTrie
 from .token_space import PAD, SPECIAL_TOKENS, TokenSpace
 
-
-CATALOG_FILE = "catalog.safetensors"
 
 # What the base class derives from `tokenizer.json`; the vocabulary here follows from the token space instead.
 _UNUSED_INIT_KWARGS = (
@@ -95,7 +93,7 @@ class InteractionTokenizer(PreTrainedTokenizerFast):
         self.max_history = max_history
         self.history_prefix, self.history_suffix = history_prefix, history_suffix
         if catalog_file is not None:
-            item_codes, item_ids = _read_catalog(catalog_file)
+            item_codes, item_ids = read_catalog(catalog_file)
         self.item_codes: np.ndarray | None = None
         self.item_ids: np.ndarray | None = None
         if item_codes is not None or item_ids is not None:
@@ -298,7 +296,7 @@ class InteractionTokenizer(PreTrainedTokenizerFast):
         if self.item_codes is None:
             return saved
         catalog_file = Path(save_directory) / CATALOG_FILE
-        _write_catalog(catalog_file, self.item_codes, self.item_ids)
+        write_catalog(catalog_file, self.item_codes, self.item_ids)
         return *saved, str(catalog_file)
 
 
@@ -359,26 +357,6 @@ def _sessions(histories: list, lengths: np.ndarray) -> np.ndarray:
     return np.array(sessions, dtype=np.int64)
 
 
-def _write_catalog(file: Path, item_codes: np.ndarray, item_ids: np.ndarray) -> None:
-    tensors = {"item_codes": np.ascontiguousarray(item_codes)}
-    if item_ids.dtype.kind == "U":
-        encoded = [item.encode() for item in item_ids.tolist()]
-        tensors["item_id_bytes"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        tensors["item_id_ends"] = np.cumsum([len(item) for item in encoded], dtype=np.int64)
-    else:
-        tensors["item_ids"] = item_ids.astype(np.int64)
-    save_file(tensors, file, metadata={"format": "np"})
-
-
-def _read_catalog(file: str) -> tuple[np.ndarray, np.ndarray]:
-    tensors = load_file(file)
-    if "item_ids" in tensors:
-        return tensors["item_codes"], tensors["item_ids"]
-    text, ends = tensors["item_id_bytes"].tobytes(), tensors["item_id_ends"].tolist()
-    starts = [0, *ends[:-1]]
-    return tensors["item_codes"], np.array([text[a:b].decode() for a, b in zip(starts, ends, strict=True)])
-
-
 InteractionTokenizer.register_for_auto_class()
 
-__all__ = ["CATALOG_FILE", "InteractionTokenizer"]
+__all__ = ["InteractionTokenizer"]
