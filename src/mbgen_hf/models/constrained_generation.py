@@ -142,8 +142,6 @@ class ConstrainedGenerationMixin:
         shape = (self.config.num_items, self.config.token_space.num_code_levels)
         self.register_buffer("item_codes", torch.full(shape, -1, dtype=torch.int32))
         self._trie = None
-        # An item has a fixed number of codes: nothing is decided by an end-of-sequence token (M3).
-        self.generation_config.eos_token_id = None
 
     def set_catalog(self, item_codes) -> None:
         """Set the items that can be generated.
@@ -304,9 +302,10 @@ def _generation_settings(
     if generation_config is None:
         # Greedy search and sampling have no `length_penalty` and would warn.
         plain_sums = {"length_penalty": 0.0} if (kwargs.get("num_beams") or default_beams or 1) > 1 else {}
+        # An item has a fixed number of codes: nothing is decided by an end-of-sequence token (M3).
         return None, {**plain_sums, **kwargs, "max_new_tokens": steps, "eos_token_id": None}
     generation_config = copy.deepcopy(generation_config)
-    generation_config.eos_token_id, generation_config.max_length = None, None
+    generation_config.max_length = None
     generation_config.max_new_tokens = steps
     beams = kwargs.get("num_beams") or generation_config.num_beams or default_beams or 1
     if generation_config.length_penalty is None and "length_penalty" not in kwargs and beams > 1:
