@@ -193,7 +193,7 @@ def evaluate_tasks(
     fitted = [baseline.fit(table, ends) for baseline in (RecencyBaseline(), PopularityBaseline())] if baselines else []
     report: dict = {}
     for task in tasks:
-        chosen = _sample(_of_task(every, task, table.schema), max_users, seed)
+        chosen = sample(_of_task(every, task, table.schema), max_users, seed)
         cases = every.select(chosen)
         if len(cases) == 0:
             raise ValueError(
@@ -228,7 +228,8 @@ def _of_task(cases: EvaluationCases, task: Task, schema: BehaviorSchema) -> np.n
     return task_cases(numbered, task, schema).users
 
 
-def _sample(numbers: np.ndarray, count: int | None, seed: int) -> np.ndarray:
+def sample(numbers: np.ndarray, count: int | None, seed: int = 0) -> np.ndarray:
+    """A random sample of so many of the numbers, in their order; all of them for `None`."""
     if count is None or count >= len(numbers):
         return numbers
     return np.sort(np.random.default_rng(seed).choice(numbers, count, replace=False))
@@ -242,4 +243,4 @@ def _baseline_answers(baseline, table, cases, k: int, asked) -> Recommendations:
     return Recommendations(items, np.where(items >= 0, asked[:, None], -1).astype(np.int8), scores)
 
 
-__all__ = ["Recommendations", "Recommender", "evaluate_tasks", "score"]
+__all__ = ["Recommendations", "Recommender", "evaluate_tasks", "sample", "score"]

@@ -54,11 +54,8 @@ class CatalogConstraint(LogitsProcessor):
 
     def _node(self, input_ids: torch.LongTensor, depth: int) -> torch.Tensor:
         """The trie node each row has reached with its `depth` codes."""
-        node = self.trie.root(input_ids.shape[0])
-        for level in range(depth):
-            code = input_ids[:, self.start + 1 + level] - self.token_space.code_offsets[level]
-            node = self.trie.advance(node, code, level)
-        return node
+        first = self.start + BEHAVIOR_SLOT
+        return self.trie.walk(_codes(input_ids[:, first : first + depth], self.token_space))
 
 
 class BehaviorConstraint(LogitsProcessor):
@@ -254,10 +251,10 @@ class ConstrainedGenerationMixin:
 
     def _check_prompted_codes(self, prompt_ids: torch.LongTensor) -> None:
         """Refuse codes that no item begins with: nothing could follow them."""
-        space, node = self.config.token_space, self.item_trie.root(len(prompt_ids))
-        for level in range(prompt_ids.shape[1] - 1):
-            node = self.item_trie.advance(node, prompt_ids[:, 1 + level] - space.code_offsets[level], level)
-        if prompt_ids.shape[1] > 1 and bool((node < 0).any()):
+        if prompt_ids.shape[1] <= 1:
+            return
+        node = self.item_trie.walk(_codes(prompt_ids[:, 1:], self.config.token_space))
+        if bool((node < 0).any()):
             row = int((node < 0).nonzero()[0])
             raise ValueError(f"`prompt`: expected the first codes of an item, found {prompt_ids[row].tolist()}")
 
@@ -265,8 +262,7 @@ class ConstrainedGenerationMixin:
         """Add `item_indices` and `behavior_indices`, and blank the rows behind which nothing was reachable."""
         space, sequences = self.config.token_space, output.sequences
         first_code = start + BEHAVIOR_SLOT
-        offsets = torch.tensor(space.code_offsets, device=sequences.device)
-        items = self.item_trie.items(sequences[:, first_code : first_code + space.num_code_levels] - offsets)
+        items = self.item_trie.items(_codes(sequences[:, first_code : first_code + space.num_code_levels], space))
         scores = output.get("sequences_scores")
         if scores is not None:
             unreachable = (scores < UNREACHABLE_SCORE) | (items < 0)
@@ -276,6 +272,11 @@ class ConstrainedGenerationMixin:
         behaviors = torch.where(items >= 0, sequences[:, start] - space.behavior_offset, -1)
         output["item_indices"] = items.view(batch_size, -1)
         output["behavior_indices"] = behaviors.view(batch_size, -1)
+
+
+def _codes(ids: torch.LongTensor, token_space: TokenSpace) -> torch.LongTensor:
+    """Item codes of the token ids of the first code levels, `(num_rows, depth)`."""
+    return ids - torch.tensor(token_space.code_offsets[: ids.shape[1]], dtype=ids.dtype, device=ids.device)
 
 
 def _match_rows(prompt_ids: torch.LongTensor, input_ids: torch.LongTensor | None) -> torch.LongTensor:

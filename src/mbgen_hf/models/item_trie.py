@@ -125,12 +125,16 @@ class ItemTrie:
         """Catalog index of leaves, -1 for -1."""
         return torch.where(leaf >= 0, self._item_of_leaf[leaf.clamp(min=0)], -1)
 
+    def walk(self, codes: torch.Tensor) -> torch.Tensor:
+        """The nodes that the first codes of items lead to, `(num_rows, depth)` to `(num_rows,)`; -1 for none."""
+        node = self.root(codes.shape[0])
+        for level in range(codes.shape[1]):
+            node = self.advance(node, codes[:, level], level)
+        return node
+
     def items(self, codes: torch.Tensor) -> torch.Tensor:
         """Catalog index of full code tuples, `(..., m)` to `(...)`; -1 where no item has them."""
-        node = self.root(codes.shape[:-1].numel())
-        for level in range(self.num_levels):
-            node = self.advance(node, codes[..., level].reshape(-1), level)
-        return self.item_at(node).view(codes.shape[:-1])
+        return self.item_at(self.walk(codes.reshape(-1, self.num_levels))).view(codes.shape[:-1])
 
 
 def _sort_rows(codes: torch.Tensor, code_sizes: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:

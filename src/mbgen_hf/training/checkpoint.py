@@ -68,13 +68,8 @@ def load_checkpoint(name: str | Path, device: str | None = None) -> tuple[PreTra
         device: where the model goes; by default a GPU if there is one, under `accelerate launch` that of the process.
 
     Raises:
-        ValueError: a folder that holds no whole checkpoint.
-        OSError: a repository that can not be reached.
+        ValueError: a folder that holds no whole checkpoint, or a repository that can not be reached.
     """
-    folder = Path(name)
-    looks_local = folder.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") != 1
-    if looks_local and not (folder / "config.json").is_file():
-        raise ValueError(f"{name}: expected a checkpoint folder holding config.json, found none; run `mbgen train`")
     model_class = _model_class(checkpoint_file(name, "config.json"))
     with _without_progress_bars():
         try:
@@ -133,8 +128,9 @@ def checkpoint_file(name: str | Path, file: str) -> Path:
     """
     if (Path(name) / file).is_file():
         return Path(name) / file
-    if Path(name).exists():
-        raise ValueError(f"{name}: expected a checkpoint folder holding {file}, found none")
+    looks_local = Path(name).exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") != 1
+    if looks_local:
+        raise ValueError(f"{name}: expected a checkpoint folder holding {file}, found none; run `mbgen train`")
     try:
         return Path(cached_file(str(name), file))
     except (OSError, ValueError) as error:

@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from mbgen_hf.data.batches import ExampleIndices
 from mbgen_hf.data.sequence_table import SequenceTable
-from mbgen_hf.evaluation.evaluator import Recommender
+from mbgen_hf.evaluation.evaluator import Recommender, sample
 from mbgen_hf.evaluation.protocols import TASKS, protocol_cases, protocol_training_end
 from mbgen_hf.item_ids.chunked import chunked_item_ids
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
@@ -209,10 +209,7 @@ def _training_data(table: SequenceTable, tokenizer: InteractionTokenizer, settin
         options["loss_on_behaviors"] = settings["model"].get("loss_on_behaviors", True)
     cases = protocol_cases(table, protocol, "validation", options["max_history"])
     # A session has a case for each of its behaviors, but one next interaction.
-    first = np.unique(cases.users, return_index=True)[1]
-    sample = settings["validation"]["max_users"]
-    if sample is not None and sample < len(first):
-        first = np.sort(np.random.default_rng(0).choice(first, sample, replace=False))
+    first = sample(np.unique(cases.users, return_index=True)[1], settings["validation"]["max_users"])
     architecture = ARCHITECTURES[settings["architecture"]]
     ends = protocol_training_end(table, protocol)
     return architecture.data(table, ends, cases.select(first), tokenizer, **options)
