@@ -21,6 +21,7 @@ from mbgen_hf import Recommender, SequenceTable, evaluate_tasks, load_checkpoint
 from mbgen_hf.baselines.sasrec import SASRecBaseline
 from mbgen_hf.evaluation.evaluator import PAPER_HISTORY, Recommendations, score
 from mbgen_hf.evaluation.protocols import protocol_cases, protocol_training_end, task_cases
+from mbgen_hf.training.settings import parse_change
 
 
 PLAIN_QWEN3 = {"model.cross_level_layers": [], "model.routed_layers": [], "model.injection_layers": []}
@@ -50,6 +51,7 @@ def run_one(table: SequenceTable, name: str, seed: int, args: argparse.Namespace
         "training.disable_tqdm": True,
         "validation.patience": args.patience,
         "validation.max_users": args.validation_users,
+        **dict(map(parse_change, args.set)),
     }
     started = time.time()
     train_model(table, load_settings(preset, changes), folder, seed, resume=True)
@@ -133,8 +135,13 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--patience", type=int, default=6)
     parser.add_argument("--validation-users", type=int, default=1000)
     parser.add_argument("--num-beams", type=int, default=20)
+    parser.add_argument("--users", type=int, help="a fixed random sample of so many users (seed 0) and their items")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.NAME=VALUE",
+        help="change a setting of every preset")  # fmt: skip
     args = parser.parse_args(argv)
     table = SequenceTable.load(args.data)
+    if args.users is not None:
+        table = table.sample_users(args.users)
     results: dict = {}
     for seed in map(int, args.seeds.split(",")):
         for name in args.models.split(","):

@@ -101,3 +101,18 @@ def test_sequence_table_load_names_the_missing_file(tmp_path: Path) -> None:
 def test_sequence_table_rejects_a_bad_frame(frame: pl.DataFrame, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SequenceTable.from_log(frame, SCHEMA)
+
+
+def test_sample_users_keeps_their_rows_and_the_items_that_occur() -> None:
+    rows = [(user, 10 * (user % 5) + place, place % 3, place) for user in range(40) for place in range(1 + user % 3)]
+    table = SequenceTable.from_log(log(rows), SCHEMA)
+    part = table.sample_users(12, seed=3)
+    assert part.num_users == 12 and part.user_ids.tolist() == sorted(part.user_ids.tolist())
+    whole = table_rows(table)
+    assert table_rows(part) == {user: whole[user] for user in part.user_ids.tolist()}
+    assert sorted(set(part.items.tolist())) == list(range(part.num_items)) and part.num_items < table.num_items
+    assert part.fingerprint() == table.sample_users(12, seed=3).fingerprint()
+    assert part.fingerprint() != table.sample_users(12, seed=4).fingerprint()
+    assert table.sample_users(40) is table
+    with pytest.raises(ValueError, match="at least 1 user, found 0"):
+        table.sample_users(0)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from mbgen_hf.data.behavior_schema import BehaviorSchema
+from mbgen_hf.data.ranges import flat_ranges
 
 
 SEQUENCES_FILE = "sequences.parquet"
@@ -92,6 +93,34 @@ class SequenceTable:
             behaviors=frame["behavior"].cast(pl.Int8).to_numpy(),
             timestamps=frame["timestamp"].cast(pl.Int64).to_numpy(),
             session_ids=_number_sessions(frame, offsets) if "session_id" in frame.columns else None,
+        )
+
+    def sample_users(self, count: int, seed: int = 0) -> "SequenceTable":
+        """A random sample of the users, in their order, and the items that occur among them.
+
+        Args:
+            count: how many; all of them if there are fewer.
+            seed: of the sample: the same table, count and seed give the same users.
+
+        Raises:
+            ValueError: a count below 1.
+        """
+        if count < 1:
+            raise ValueError(f"`count`: expected at least 1 user, found {count}")
+        if count >= self.num_users:
+            return self
+        users = np.sort(np.random.default_rng(seed).choice(self.num_users, count, replace=False))
+        positions = flat_ranges(self.offsets[users], self.offsets[users + 1])[1]
+        catalog, items = np.unique(self.items[positions], return_inverse=True)
+        return SequenceTable(
+            schema=self.schema,
+            user_ids=self.user_ids[users],
+            item_ids=self.item_ids[catalog],
+            offsets=np.concatenate([[0], np.cumsum(self.lengths[users])]).astype(np.int64),
+            items=items.astype(np.int32),
+            behaviors=self.behaviors[positions],
+            timestamps=self.timestamps[positions],
+            session_ids=None if self.session_ids is None else self.session_ids[positions],
         )
 
     def features(self) -> Features:

@@ -39,6 +39,9 @@ class GamerConfig(Qwen3Config):
             position per session (appendix C); needs `session_ids`.
         loss_on_behaviors (`bool`): whether behavior tokens count in the loss (the released code leaves them out).
         loss_temperature (`float`): divides the logits in the loss (the released code: 0.7).
+        copy_from_history (`bool`): whether items of the history get a probability of their own (a copying head; ours,
+            in neither paper).
+        copy_dim (`int`): width of the copying head's queries and keys.
         vocab_size (`int`, *optional*): follows from the token space; checked when given.
 
     Raises:
@@ -75,6 +78,8 @@ class GamerConfig(Qwen3Config):
     session_wise_attention: bool = False
     loss_on_behaviors: bool = True
     loss_temperature: float | int = 1.0
+    copy_from_history: bool = False
+    copy_dim: int = 64
 
     def __post_init__(self, **kwargs):
         complete_catalog_fields(self)

@@ -33,6 +33,9 @@ class MBGenConfig(SwitchTransformersConfig):
         behavior_embedding_dim (`int`): width of the injected behavior embedding.
         inject_behavior_tokens (`bool`): whether a behavior token injects its own behavior (released code) instead of
             the padding row (paper).
+        copy_from_history (`bool`): whether items of the history get a probability of their own (a copying head; ours,
+            in neither paper).
+        copy_dim (`int`): width of the copying head's queries and keys.
         vocab_size (`int`, *optional*): follows from the token space; checked when given.
 
     Raises:
@@ -68,6 +71,8 @@ class MBGenConfig(SwitchTransformersConfig):
     injection_decoder_layers: list[int] | tuple[int, ...] | None = None
     behavior_embedding_dim: int = 64
     inject_behavior_tokens: bool = False
+    copy_from_history: bool = False
+    copy_dim: int = 64
 
     def __post_init__(self, **kwargs):
         if self.num_decoder_layers is None:

@@ -24,6 +24,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_gamer import GamerConfig
 from .constrained_generation import ConstrainedGenerationMixin
+from .history_copying import HistoryCopying, Interactions, likelihood_gain, mixed_log_probs
 from .routed_feed_forward import RoutedGatedFeedForward, RoutedLinear, Routing
 from .token_space import BEHAVIOR_SLOT, PAD
 
@@ -161,6 +162,8 @@ class GamerPreTrainedModel(Qwen3PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, RoutedLinear):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, HistoryCopying):
+            module.reset_parameters()
         elif isinstance(module, ConstrainedGenerationMixin):
             init.constant_(module.item_codes, -1)
 
@@ -326,6 +329,7 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
         self.model = GamerModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.copying = HistoryCopying(config.hidden_size, config.copy_dim) if config.copy_from_history else None
         self._register_catalog()
         self.post_init()
 
@@ -348,6 +352,7 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
             labels (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*): `input_ids`, with -100 where a
                 token does not count; each is predicted from the tokens before it. The loss is their mean
                 cross-entropy, of logits divided by `loss_temperature`.
+            logits_to_keep (`int`, *optional*): logits of so many last positions only; of all by default.
 
         The other arguments are those of [`GamerModel`].
 
@@ -358,7 +363,7 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
             use_cache = False  # A loss needs no keys and values of the past.
             if not self.config.loss_on_behaviors:
                 labels = labels.masked_fill(self.config.token_space.slots(labels) == BEHAVIOR_SLOT, -100)
-        output = super().forward(
+        output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -367,18 +372,70 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
             session_ids=session_ids,
             sequence_ids=sequence_ids,
             use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
             **{name: value for name, value in kwargs.items() if name != "num_items_in_batch"},
         )
+        states = output.last_hidden_state
+        if self.copying is not None and not isinstance(logits_to_keep, int):
+            raise ValueError("`logits_to_keep`: expected a number of positions with a copying head, found a tensor")
+        loss = None
+        logits = self.lm_head(_last(states, logits_to_keep))
         if labels is not None:
             labels = labels.masked_fill(self._has_no_predecessor(input_ids, attention_mask, sequence_ids), -100)
-            output["loss"] = self.loss_function(
-                logits=output.logits / self.config.loss_temperature,
+            loss = self.loss_function(
+                logits=logits / self.config.loss_temperature,
                 labels=labels,
                 vocab_size=self.config.vocab_size,
                 num_items_in_batch=kwargs.get("num_items_in_batch"),
             )
-        return output
+        if self.copying is not None:
+            ids = input_ids if all_input_ids is None else all_input_ids
+            if output.past_key_values is not None:
+                states = self._cached_states(states, output.past_key_values)
+            sessions = session_ids if self.config.session_wise_attention else None
+            if labels is not None:
+                gain = self._copying_gain(ids, states, logits, labels, sequence_ids, sessions)
+                count = kwargs.get("num_items_in_batch")
+                loss = loss - gain / ((labels[:, 1:] != -100).sum() if count is None else count)
+            if labels is None or not self.training:
+                logits = self._copying_log_probs(ids, states, logits.shape[1], sequence_ids, sessions)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+    def _cached_states(self, states: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Final states of the whole row: those of earlier passes are kept as one more layer of the cache."""
+        layer = self.config.num_hidden_layers + len(self.config.cross_level_layers)
+        return cache.update(states[:, None], states[:, None, :, :0], layer)[0][:, 0]
+
+    def _copying_gain(self, ids, states, logits, labels, sequence_ids, session_ids) -> torch.Tensor:
+        """Sum of what copying adds to the log-likelihood of the items whose codes count in the loss."""
+        levels = self.config.token_space.num_code_levels
+        history = Interactions.of(ids, self.config.token_space)
+        log_probs = (logits[:, :-1].float() / self.config.loss_temperature).log_softmax(-1)
+        of_token = nn.functional.pad(log_probs.gather(2, ids[:, 1:, None])[..., 0], (1, 0))
+        columns = history.last[..., None] + torch.arange(1 - levels, 1, device=ids.device)
+        of_item = of_token.gather(1, columns.clamp(min=0).flatten(1)).view(columns.shape).sum(-1)
+        behavior_columns = (history.last - levels).clamp(min=0)
+        choice = self.copying.within_row(states, behavior_columns, history, sequence_ids, session_ids)
+        gain = likelihood_gain(choice, of_item, history.codes, history)
+        counts = history.whole & (labels.gather(1, history.last) != -100)
+        return torch.where(counts, gain, 0.0).sum()
+
+    def _copying_log_probs(self, ids, states, keep: int, sequence_ids, session_ids) -> torch.Tensor:
+        """Log-probabilities of the token after each of the last `keep` positions, copying included."""
+        space = self.config.token_space
+        # A position needs the probabilities of the codes before it, from its behavior token on.
+        window = slice(-min(ids.shape[1], keep + space.num_code_levels), None)
+        columns = torch.arange(ids.shape[1], device=ids.device)[window]
+        known = (space.slots(ids[:, window]) - BEHAVIOR_SLOT).clamp(0, space.num_code_levels)
+        history = Interactions.of(ids, space)
+        choice = self.copying.within_row(states, (columns - known).clamp(min=0), history, sequence_ids, session_ids)
+        generated = self.lm_head(states[:, window]).float().log_softmax(-1)
+        return mixed_log_probs(choice, generated, ids[:, window], history, space)[:, -keep:]
 
     @staticmethod
     def _has_no_predecessor(input_ids, attention_mask, sequence_ids) -> torch.Tensor:
@@ -443,6 +500,11 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
             )
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = DynamicCache()
+
+
+def _last(states: torch.Tensor, keep: int | torch.Tensor) -> torch.Tensor:
+    """The positions whose logits are asked for: so many last ones, all of them for 0, or those listed."""
+    return states[:, slice(-keep, None) if isinstance(keep, int) else keep]
 
 
 GamerForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -8,6 +8,7 @@ from transformers import Cache, SwitchTransformersForConditionalGeneration
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import Seq2SeqMoEOutput
 from transformers.models.switch_transformers.modeling_switch_transformers import (
     SwitchTransformersAttention,
     SwitchTransformersLayerCrossAttention,
@@ -21,6 +22,7 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_mbgen import MBGenConfig
 from .constrained_generation import ConstrainedGenerationMixin
+from .history_copying import HistoryCopying, Interactions, likelihood_gain, mixed_log_probs
 from .routed_feed_forward import RoutedFeedForward, Routing
 
 
@@ -114,6 +116,8 @@ class MBGenPreTrainedModel(SwitchTransformersPreTrainedModel):
         factor = self.config.initializer_factor
         if isinstance(module, ConstrainedGenerationMixin):
             init.constant_(module.item_codes, -1)
+        elif isinstance(module, HistoryCopying):
+            module.reset_parameters()
         elif isinstance(module, RoutedFeedForward):
             # A released expert starts wi and wo at d_model**-0.5 (M19), a dense layer wo at d_ff**-0.5 as in T5.
             width = self.config.d_model if module.routed else self.config.d_ff
@@ -207,6 +211,7 @@ class MBGenForConditionalGeneration(
         decoder_config.num_layers = config.num_decoder_layers
         self.decoder = MBGenStack(decoder_config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.copying = HistoryCopying(config.d_model, config.copy_dim) if config.copy_from_history else None
         self._register_catalog()
         self.post_init()
 
@@ -220,6 +225,7 @@ class MBGenForConditionalGeneration(
         encoder_outputs=None,
         past_key_values: Cache | None = None,
         labels: torch.LongTensor | None = None,
+        decoder_history_ids: torch.LongTensor | None = None,
         **kwargs,
     ):
         r"""
@@ -235,6 +241,9 @@ class MBGenForConditionalGeneration(
                 ones, where `generate` supplies it.
             labels (`torch.LongTensor` of shape `(batch_size, m + 2)`, *optional*):
                 `[b, c0..c_{m-1}, EOS]`; the loss is the mean cross-entropy over all of them (-100 is ignored).
+            decoder_history_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*):
+                The history once more where only its `encoder_outputs` are given, which a copying head can not do
+                without; `generate` supplies it.
 
         Returns:
             `Seq2SeqMoEOutput` with `loss`, `logits` of shape `(batch_size, target_len, vocab_size)` and the rest as in
@@ -244,16 +253,64 @@ class MBGenForConditionalGeneration(
             attention_mask = input_ids != self.config.pad_token_id
         if labels is not None:
             kwargs["use_cache"] = False  # A loss needs no keys and values of the past.
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            decoder_input_ids=decoder_input_ids,
-            decoder_attention_mask=decoder_attention_mask,
-            decoder_behavior_ids=decoder_behavior_ids,
-            encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
-            labels=labels,
-            **kwargs,
+        if self.copying is None:
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                decoder_input_ids=decoder_input_ids,
+                decoder_attention_mask=decoder_attention_mask,
+                decoder_behavior_ids=decoder_behavior_ids,
+                encoder_outputs=encoder_outputs,
+                past_key_values=past_key_values,
+                labels=labels,
+                **kwargs,
+            )
+        return self._forward_with_copying(
+            input_ids if decoder_history_ids is None else decoder_history_ids,
+            attention_mask,
+            self._shift_right(labels) if decoder_input_ids is None else decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            labels,
+        )
+
+    def _forward_with_copying(
+        self, history_ids, attention_mask, decoder_input_ids, decoder_attention_mask, encoder_outputs, labels
+    ) -> Seq2SeqMoEOutput:
+        """As the stock forward, without a cache; the decoder reads no more than the tokens of one interaction."""
+        if history_ids is None:
+            raise ValueError("`decoder_history_ids`: expected the history beside `encoder_outputs`, found None")
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(input_ids=history_ids, attention_mask=attention_mask)
+        states = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=encoder_outputs[0],
+            encoder_attention_mask=attention_mask,
+            use_cache=False,
+        ).last_hidden_state
+        scale = self.model_dim**-0.5 if self.config.tie_word_embeddings else 1.0
+        generated = self.lm_head(states * scale).float().log_softmax(-1)
+        space = self.config.token_space
+        history = Interactions.of(history_ids, space)
+        # The decoder reads BOS, then one interaction: its behavior token, if it got that far, is in column 1.
+        asked = states[:, min(1, states.shape[1] - 1)][:, None]
+        choice = self.copying.from_encoder(asked, encoder_outputs[0], history)
+        loss = None
+        if labels is not None:
+            loss = nn.functional.nll_loss(generated.flatten(0, 1), labels.flatten())
+            codes = slice(1, 1 + space.num_code_levels)
+            of_item = generated[:, codes].gather(2, labels[:, codes, None].clamp(min=0)).sum((1, 2))
+            gain = likelihood_gain(choice, of_item[:, None], labels[:, None, codes], history)[:, 0]
+            counts = (labels[:, codes] >= 0).all(-1)
+            loss = loss - torch.where(counts, gain, 0.0).sum() / (labels != -100).sum()
+        logits = generated
+        if labels is None or not self.training:
+            logits = mixed_log_probs(
+                choice.expand(decoder_input_ids.shape[1]), generated, decoder_input_ids, history, space
+            )
+        return Seq2SeqMoEOutput(
+            loss=loss, logits=logits, encoder_last_hidden_state=encoder_outputs[0], past_key_values=None
         )
 
     def _generation_inputs(
@@ -270,7 +327,11 @@ class MBGenForConditionalGeneration(
             attention_mask = (input_ids != self.config.pad_token_id).long()
         start_ids = prompt_ids.new_full((len(prompt_ids), 1), self.config.decoder_start_token_id)
         decoder_input_ids = torch.cat([start_ids, prompt_ids], dim=1)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}, 1
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
+        if self.copying is not None:
+            inputs["decoder_history_ids"] = input_ids
+            kwargs["use_cache"] = False
+        return inputs, 1
 
     def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs):
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
