@@ -107,6 +107,23 @@ def test_evaluate_records_what_it_prints_and_writes_the_card(shop, capsys, tmp_p
     assert f"value: {round(record['tasks']['behavior']['model']['overall']['ndcg@10'], 4)}" in card
 
 
+def test_evaluate_with_reduced_histories_keeps_the_record(shop, tmp_path):
+    run("evaluate", shop / "model", "--data", shop / "data", "--num-beams", 10, "--tasks", "target")
+    kept = (shop / "model" / "evaluation.json").read_bytes()
+    reports = {}
+    for name, flags in {"targets": ["--drop-targets"], "none": ["--drop-low-levels", "0"]}.items():
+        output = tmp_path / f"{name}.json"
+        run("evaluate", shop / "model", "--data", shop / "data", "--num-beams", 10, "--tasks", "target", *flags,
+            "--output", output)  # fmt: skip
+        reports[name] = json.loads(output.read_text())
+    assert (shop / "model" / "evaluation.json").read_bytes() == kept
+    assert reports["none"]["tasks"] == json.loads(kept)["tasks"]
+    assert reports["targets"]["histories"] == "without targets"
+    # Whoever lists the history alone finds nothing once the targets are gone from it.
+    assert reports["targets"]["tasks"]["target"]["recency"]["overall"]["hr@10"] == 0
+    assert json.loads(kept)["tasks"]["target"]["recency"]["overall"]["hr@10"] > 0
+
+
 def test_recommend_takes_a_history_from_the_command_line(shop, capsys):
     run("recommend", shop / "model", "--history", "click=mug-001", "cart=tea-001", "-k", 3)
     lines = capsys.readouterr().out.splitlines()
@@ -186,7 +203,7 @@ HOSTILE = {
     "weights are missing": ("evaluate {no_weights} --data {root}/data", "model.safetensors"),
     "catalog is missing": ("evaluate {no_catalog} --data {root}/data", "expected catalog.safetensors"),
     "other data": ("evaluate {root}/model --data {other_data}", "expected the catalog of the checkpoint"),
-    "unknown task": ("evaluate {root}/model --data {root}/data --tasks guess", "`task`: expected one of"),
+    "unknown task": ("evaluate {root}/model --data {root}/data --tasks guess", "`tasks`: expected some of"),
     "no beams": ("evaluate {root}/model --data {root}/data --num-beams 0", "expected a positive integer"),
     "unknown user": (
         "recommend {root}/model --data {root}/data --users nobody",

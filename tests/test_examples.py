@@ -35,15 +35,22 @@ def test_quickstart_beats_both_baselines_clearly(tmp_path):
     assert scores["model"] > 0.7 and scores["model"] > 1.8 * max(scores["recency"], scores["popularity"])
 
 
-def test_train_script_trains_and_scores(tmp_path, capsys):
+@pytest.mark.parametrize("architecture", ["mbgen", "gamer"])
+def test_train_scripts_train_and_score(tmp_path, capsys, architecture):
     (tmp_path / "data").mkdir()
     simulate_shop(num_users=150, num_items=24, seed=3).table().save(tmp_path / "data")
-    report = load("train_mbgen").main(
+    preset = [] if architecture == "gamer" else ["--preset", "mbgen-quickstart"]
+    report = load(f"train_{architecture}").main(
         [
             *("--data", str(tmp_path / "data"), "--output", str(tmp_path / "run"), "--max_users", "10"),
-            *("--num_beams", "10", "--preset", "mbgen-quickstart", "--changes", "training.max_steps=2"),
+            *("--num_beams", "10", *preset, "--changes", "training.max_steps=2", "training.eval_strategy=steps"),
             *("training.eval_steps=2", "training.disable_tqdm=true", "validation.max_users=5"),
         ]
     )
     assert set(report) == {"target", "behavior", "behavior_item"}
     assert "popularity" in capsys.readouterr().out
+
+
+def test_a_train_script_refuses_a_preset_of_the_other_model(tmp_path):
+    with pytest.raises(ValueError, match="expected one of gamer, found 'mbgen-small'"):
+        load("train_gamer").main(["--data", "unread", "--output", str(tmp_path / "run"), "--preset", "mbgen-small"])

@@ -179,6 +179,10 @@ def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
     add("--tasks", type=_list, metavar="TASK,...",
         help="target, behavior, behavior_item (default: all the protocol has)")  # fmt: skip
     add("--max-users", type=int, metavar="N", help="a random sample of so many cases per task (default: all)")
+    add("--drop-low-levels", type=float, metavar="SHARE",
+        help="robustness: leave a share of the lowest level out of the histories; nothing is recorded")  # fmt: skip
+    add("--drop-targets", action="store_true",
+        help="robustness: leave a case's own targets out of its history; nothing is recorded")  # fmt: skip
     add("--dataset-name", metavar="NAME", help="name in the record (default: the data folder's)")
     add("--output", metavar="FILE", help="write the JSON record here too")
 
@@ -199,22 +203,27 @@ def _run_evaluate(args: argparse.Namespace) -> int:
 
     from mbgen_hf.data.sequence_table import SequenceTable
     from mbgen_hf.evaluation.evaluator import Recommender
-    from mbgen_hf.evaluation.protocols import TASKS
+    from mbgen_hf.evaluation.protocols import protocol_tasks
     from mbgen_hf.evaluation.report import format_report
+    from mbgen_hf.evaluation.robustness import Reduction
     from mbgen_hf.training.checkpoint import load_checkpoint, write_text_whole
     from mbgen_hf.training.evaluation_record import evaluate_checkpoint, trained_protocol
 
+    reduce = None
+    if args.drop_low_levels is not None or args.drop_targets:
+        reduce = Reduction(args.drop_low_levels, args.drop_targets)
     table = SequenceTable.load(args.data)
     model, tokenizer = load_checkpoint(args.checkpoint)
     recommender = Recommender(model, tokenizer, table, args.num_beams, args.batch_size)
     protocol = args.protocol or trained_protocol(args.checkpoint)
     evaluation = evaluate_checkpoint(
         recommender,
-        folder=args.checkpoint if Path(args.checkpoint).is_dir() else None,
+        folder=args.checkpoint if Path(args.checkpoint).is_dir() and reduce is None else None,
         dataset=args.dataset_name or Path(args.data).resolve().name,
         split=args.split,
-        tasks=args.tasks or (TASKS if protocol == "leave_one_out" else TASKS[:2]),
+        tasks=args.tasks or protocol_tasks(protocol),
         protocol=protocol,
+        reduce_histories=reduce,
         max_users=args.max_users,
         progress=sys.stderr.isatty(),
     )

@@ -1,6 +1,6 @@
 """Asks a model the questions of a protocol and scores its lists, beside the baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from mbgen_hf.evaluation.protocols import (
     Split,
     Task,
     protocol_cases,
+    protocol_tasks,
     protocol_training_end,
     task_cases,
 )
@@ -30,6 +31,10 @@ from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
 
 # History lengths of the papers: what the baselines see, however short a history the model was built for.
 PAPER_HISTORY: dict[Protocol, int] = {"leave_one_out": 50, "session_wise": 100}
+
+
+ReduceHistories = Callable[[SequenceTable, EvaluationCases], tuple[SequenceTable, EvaluationCases]]
+"""Makes a table of shorter histories, and cases on it that line up with those given."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,10 @@ class Recommender:
             raise ValueError(
                 "`table`: expected sessions for session-wise attention, found none; prepare with sessions"
             )
+
+    def on(self, table: SequenceTable) -> "Recommender":
+        """The same model, asked about another table with the same catalog."""
+        return Recommender(self.model, self.tokenizer, table, self.num_beams, self.batch_size)
 
     def recommend(
         self, cases: EvaluationCases, k: int, behavior: np.ndarray | None, progress: bool = False
@@ -164,6 +173,7 @@ def evaluate_tasks(
     baselines: bool = True,
     progress: bool = False,
     protocol: Protocol = "leave_one_out",
+    reduce_histories: ReduceHistories | None = None,
 ) -> dict:
     """Scores of a model, and of recency and popularity beside it, on the tasks of MBGen section 3.1.
 
@@ -178,14 +188,16 @@ def evaluate_tasks(
         progress: whether to show progress bars.
         protocol: `"leave_one_out"` or `"session_wise"`; the latter has no behavior-item task, since nothing orders the
             interactions of a held-out session.
+        reduce_histories: leaves interactions out of the histories shown, to the model and the baselines alike, such as
+            `robustness.without_targets`.
 
     Returns:
         `{task: {model name: {group: {"n": count, metric: mean}}}}` with the groups of `metrics_report`.
     """
     table = recommender.table
-    if protocol == "session_wise" and "behavior_item" in tasks:
+    if missing := set(tasks) - set(protocol_tasks(protocol)):
         raise ValueError(
-            "`tasks`: expected 'target' or 'behavior' with the session-wise protocol, found 'behavior_item'"
+            f"`tasks`: expected some of {list(protocol_tasks(protocol))} with {protocol!r}, found {sorted(missing)}"
         )
     every = protocol_cases(table, protocol, split, recommender.tokenizer.max_history)
     shown = protocol_cases(table, protocol, split, PAPER_HISTORY[protocol])
@@ -201,10 +213,16 @@ def evaluate_tasks(
                 f"{table.schema.target!r}"
             )
         asked = None if task == "behavior_item" else cases.behavior
-        answers = recommender.recommend(cases, max(ks), asked, progress)
+        asker, shown_table, shown_cases = recommender, table, shown.select(chosen)
+        own_cases = cases
+        if reduce_histories is not None:
+            reduced, own_cases = reduce_histories(table, cases)
+            asker = recommender.on(reduced)
+            shown_table, shown_cases = reduce_histories(table, shown_cases)
+        answers = asker.recommend(own_cases, max(ks), asked, progress)
         report[task] = {"model": score(table, cases, answers, task, ks)}
         for baseline in fitted:
-            answers = _baseline_answers(baseline, table, shown.select(chosen), max(ks), asked)
+            answers = _baseline_answers(baseline, shown_table, shown_cases, max(ks), asked)
             report[task][baseline.name] = score(table, cases, answers, task, ks)
     return report
 

@@ -21,6 +21,12 @@ TASKS: tuple[Task, ...] = ("target", "behavior", "behavior_item")
 Protocol = Literal["leave_one_out", "session_wise"]
 PROTOCOLS: tuple[Protocol, ...] = ("leave_one_out", "session_wise")
 
+
+def protocol_tasks(protocol: Protocol) -> tuple[Task, ...]:
+    """The tasks a protocol has: nothing orders the interactions of a held-out session, so none of them is the next."""
+    return TASKS if protocol == "leave_one_out" else TASKS[:2]
+
+
 Split = Literal["validation", "test"]
 _HELD_OUT = {"validation": 2, "test": 1}
 """How far from the end of a user's row the held-out interaction, or session, of each split lies."""
@@ -263,6 +269,7 @@ __all__ = [
     "PROTOCOLS",
     "Protocol",
     "protocol_cases",
+    "protocol_tasks",
     "protocol_training_end",
     "TASKS",
     "EvaluationCases",

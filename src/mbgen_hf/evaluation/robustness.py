@@ -8,7 +8,7 @@ left empty. Baselines and models are fitted on the given table as well; the new 
 To reduce whole pasts rather than the latest part of them, make the cases with a large `max_history`.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,36 @@ from mbgen_hf.data.augmentation import first_of_groups, level_ranks, random_keys
 from mbgen_hf.data.ranges import flat_ranges
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.evaluation.protocols import EvaluationCases
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What to leave out of histories, as `evaluate_tasks(reduce_histories=...)` takes it.
+
+    Args:
+        low_level_share: share of the lowest-level interactions, from 0 to 1.
+        targets: leave out a case's own targets.
+
+    Raises:
+        ValueError: neither or both, or a share out of range.
+    """
+
+    low_level_share: float | None = None
+    targets: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.low_level_share is not None) == self.targets:
+            raise ValueError("`targets`: expected either a share of the lowest level or the targets")
+        if self.low_level_share is not None:
+            _check_share(self.low_level_share)
+
+    def __call__(self, table: SequenceTable, cases: EvaluationCases) -> tuple[SequenceTable, EvaluationCases]:
+        if self.targets:
+            return without_targets(table, cases)
+        return without_low_levels(table, cases, self.low_level_share)
+
+    def __str__(self) -> str:
+        return "without targets" if self.targets else f"without {self.low_level_share:g} of the lowest level"
 
 
 def without_low_levels(
@@ -35,8 +65,7 @@ def without_low_levels(
     Raises:
         ValueError: `share` is out of range.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"`share`: expected a number from 0 to 1, found {share}")
+    _check_share(share)
     rows, positions = flat_ranges(cases.history_start, cases.history_end)
     num_behaviors = len(table.schema)
     behaviors = table.behaviors[positions]
@@ -60,6 +89,11 @@ def without_targets(table: SequenceTable, cases: EvaluationCases) -> tuple[Seque
     asked = (np.arange(len(cases))[:, None] * span + cases.targets)[cases.targets >= 0]
     kept = ~np.isin(rows * span + table.items[positions], asked)
     return _reduced(table, cases, rows[kept], positions[kept])
+
+
+def _check_share(share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"`share`: expected a number from 0 to 1, found {share}")
 
 
 def _reduced(
@@ -87,4 +121,4 @@ def _renumbered(session_ids: np.ndarray, rows: np.ndarray, offsets: np.ndarray) 
     return (begun - begun[offsets[rows]]).astype(np.int32)
 
 
-__all__ = ["without_low_levels", "without_targets"]
+__all__ = ["Reduction", "without_low_levels", "without_targets"]

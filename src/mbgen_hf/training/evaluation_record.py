@@ -25,7 +25,7 @@ def evaluate_checkpoint(
         options: as for `evaluate_tasks`.
 
     Returns:
-        `{"dataset", "protocol", "split", "num_beams", "max_users", "seed", "num_users", ..., "tasks": {...}}`
+        `{"dataset", "protocol", "split", "histories", "num_beams", "max_users", "seed", ..., "tasks": {...}}`
     """
     table: SequenceTable = recommender.table
     tasks = evaluate_tasks(recommender, split, **options)
@@ -33,6 +33,7 @@ def evaluate_checkpoint(
         "dataset": dataset,
         "protocol": options.get("protocol", "leave_one_out"),
         "split": split,
+        "histories": str(options.get("reduce_histories") or "whole"),
         "num_beams": recommender.num_beams,
         "max_users": options.get("max_users"),
         "seed": options.get("seed", 0),
