@@ -5,7 +5,7 @@ import torch
 from mbgen_hf.data.augmentation import Augmentation
 from mbgen_hf.data.batches import RowCollator
 from mbgen_hf.data.sessions import SessionRule, with_sessions
-from mbgen_hf.data.user_rows import held_out_rows, training_rows
+from mbgen_hf.data.user_rows import TrainingRows, held_out_rows
 from mbgen_hf.evaluation.protocols import leave_one_out_cases, training_end
 from mbgen_hf.item_ids.chunked import chunked_item_ids
 from mbgen_hf.models.configuration_gamer import GamerConfig
@@ -39,7 +39,7 @@ def names(table, start, end):
 
 
 def test_a_row_is_the_end_of_a_users_training_part(table, tokenizer):
-    rows = training_rows(table, training_end(table), max_interactions=8)
+    rows = TrainingRows(table, training_end(table), max_interactions=8)
     assert len(rows) == table.num_users and rows.lengths.max() == 8
     batch = RowCollator(rows, tokenizer)([3, 7])
     for line, user in enumerate((3, 7)):
@@ -63,18 +63,38 @@ def test_held_out_rows_count_the_held_out_interaction_alone(table, tokenizer):
         assert tokenizer.decode_interactions(tokens) == names(table, target, target + 1)
 
 
-def test_augmented_rows_follow_the_plain_ones(table):
+def drawn(rows, number: int, epoch: int = 0) -> tuple:
+    row = rows.draw([number], epoch)
+    kept = slice(row.starts[0], row.ends[0])
+    return row.items[kept].tolist(), row.behaviors[kept].tolist()
+
+
+def test_augmented_rows_follow_the_plain_ones_and_are_drawn_anew_in_every_epoch(table, tokenizer):
     ends = training_end(table)
-    rows = training_rows(table, ends, 100, Augmentation(copies=3))
-    plain = training_rows(table, ends, 100)
-    assert len(rows) > 3 * table.num_users
-    assert np.array_equal(rows.starts[: table.num_users], plain.starts)
-    for number in range(table.num_users, len(rows)):
-        assert 2 <= rows.lengths[number] <= plain.lengths.max()
-        kept = slice(rows.starts[number], rows.ends[number])
+    rows, plain = TrainingRows(table, ends, 100, Augmentation(copies=3)), TrainingRows(table, ends, 100)
+    assert rows.num_training == len(rows) > 3 * table.num_users and plain.num_training == table.num_users
+    purchases = {(table.behaviors[table.offsets[u] : ends[u]] == 2).sum() for u in range(table.num_users)}
+    for number in range(len(rows)):
+        items, behaviors = drawn(rows, number)
+        assert len(items) == rows.lengths[number] == len(drawn(rows, number, epoch=1)[0])
+        if number < table.num_users:
+            assert (items, behaviors) == drawn(plain, number) == drawn(rows, number, epoch=1)
         # Purchases, the highest level, are never dropped.
-        assert (rows.behaviors[kept] == 2).sum() in {(table.behaviors[table.offsets[u] : ends[u]] == 2).sum()
-                                                     for u in range(table.num_users)}  # fmt: skip
+        assert behaviors.count(2) in purchases
+    copies = range(table.num_users, len(rows))
+    assert sum(drawn(rows, n) != drawn(rows, n, epoch=1) for n in copies) > len(copies) / 2
+    # A row is the same whatever is drawn beside it.
+    numbers = np.array([50, 3, 49, 50, 0])
+    together = rows.draw(numbers, epoch=4)
+    for place, number in enumerate(numbers):
+        kept = slice(together.starts[place], together.ends[place])
+        assert (together.items[kept].tolist(), together.behaviors[kept].tolist()) == drawn(rows, number, epoch=4)
+    collator = RowCollator(rows, tokenizer)
+    first = collator(list(copies))["input_ids"]
+    collator.set_epoch(1)
+    assert not torch.equal(collator(list(copies))["input_ids"], first)
+    collator.set_epoch(0)
+    assert torch.equal(collator(list(copies))["input_ids"], first)
 
 
 @pytest.mark.parametrize("session_wise", [False, True])
@@ -95,7 +115,8 @@ def test_packed_batches_give_the_same_loss_with_fewer_rows(table, tokenizer, ses
     )
     model = GamerForCausalLM(config).eval()
     cases = leave_one_out_cases(table, "validation", max_history=4)
-    rows = training_rows(table, training_end(table), 30) + held_out_rows(table, cases.history_start, cases.history_end)
+    held_out = held_out_rows(table, cases.history_start, cases.history_end)
+    rows = TrainingRows(table, training_end(table), 30, others=held_out)
     numbers = [0, 1, *range(40, 52)]
     single = RowCollator(rows, tokenizer, session_wise)(numbers)
     packed = RowCollator(rows, tokenizer, session_wise, packing=True)(numbers)
@@ -114,7 +135,7 @@ def test_labels_are_exactly_what_the_loss_counts(table, tokenizer, bos, packing)
         table.schema.names, space.code_sizes, history_prefix=bos, history_suffix=None,
         item_codes=tokenizer.item_codes, item_ids=table.item_ids,
     )  # fmt: skip
-    rows = training_rows(table, training_end(table), 6)
+    rows = TrainingRows(table, training_end(table), 6)
     batch = RowCollator(rows, plain, packing=packing, loss_on_behaviors=False)(list(range(9)))
     labels = batch["labels"]
     assert not ((labels >= space.behavior_offset) & (labels < space.code_offsets[0])).any()
@@ -123,17 +144,18 @@ def test_labels_are_exactly_what_the_loss_counts(table, tokenizer, bos, packing)
 
 
 def test_session_ids_start_at_zero_and_leave_the_rest_out(table, tokenizer):
-    rows = training_rows(table, training_end(table), 6)
+    rows = TrainingRows(table, training_end(table), 6)
     batch = RowCollator(rows, tokenizer, with_sessions=True)([5])
-    start, end = rows.starts[5], rows.ends[5]
+    row = rows.draw([5])
+    start, end = row.starts[0], row.ends[0]
     expected = np.repeat(table.session_ids[start:end] - table.session_ids[start], 3)
     assert batch["session_ids"][0].tolist() == [-1, *expected.tolist()]
 
 
 def test_bad_calls_are_refused(table, tokenizer):
     with pytest.raises(ValueError, match="`max_interactions`: expected at least 2"):
-        training_rows(table, training_end(table), 1)
-    with pytest.raises(ValueError, match="found none before the held-out ones"):
-        training_rows(table, table.offsets[:-1])
+        TrainingRows(table, training_end(table), 1)
+    with pytest.raises(ValueError, match="found no interaction before the held-out ones"):
+        TrainingRows(table, table.offsets[:-1])
     with pytest.raises(ValueError, match="expected sessions for session-wise attention, found none"):
-        RowCollator(training_rows(simulate_shop(num_users=20, num_items=12).table(), np.full(20, 5)), tokenizer, True)
+        RowCollator(TrainingRows(simulate_shop(num_users=20, num_items=12).table(), np.full(20, 5)), tokenizer, True)

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset, Sampler
 
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.data.training_examples import PrefixExamples
-from mbgen_hf.data.user_rows import UserRows
+from mbgen_hf.data.user_rows import TrainingRows, UserRows
 from mbgen_hf.models.token_space import EOS, PAD
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
 
@@ -51,6 +51,9 @@ class PrefixCollator:
         self.table, self.examples, self.tokenizer = table, examples, tokenizer
         self.user_tokens = user_tokens(table, tokenizer)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Examples are the same in every epoch."""
+
     def __call__(self, numbers: list[int]) -> dict[str, torch.Tensor]:
         numbers = np.asarray(numbers)
         starts, targets = self.examples.starts[numbers], self.examples.targets[numbers]
@@ -83,20 +86,26 @@ class RowCollator:
 
     def __init__(
         self,
-        rows: UserRows,
+        rows: UserRows | TrainingRows,
         tokenizer: InteractionTokenizer,
         with_sessions: bool = False,
         packing: bool = False,
         loss_on_behaviors: bool = True,
     ):
-        if with_sessions and rows.sessions is None:
+        if with_sessions and not rows.has_sessions:
             raise ValueError("`rows`: expected sessions for session-wise attention, found none; prepare with sessions")
         self.rows, self.tokenizer = rows, tokenizer
         self.with_sessions, self.packing, self.loss_on_behaviors = with_sessions, packing, loss_on_behaviors
+        # Shared memory, so that data loader workers started earlier hear of a new epoch as well.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw augmented copies anew from here on."""
+        self._epoch.fill_(epoch)
 
     def __call__(self, numbers: list[int]) -> dict[str, torch.Tensor]:
-        numbers, rows = np.asarray(numbers), self.rows
-        starts, ends = rows.starts[numbers], rows.ends[numbers]
+        rows = self.rows.draw(np.asarray(numbers), int(self._epoch))
+        starts, ends = rows.starts, rows.ends
         batch = self.tokenizer.encode_interactions(
             rows.items,
             rows.behaviors,
@@ -106,7 +115,7 @@ class RowCollator:
             sessions=rows.sessions if self.with_sessions else None,
         )
         width = self.tokenizer.token_space.num_code_levels + 1
-        first = (self.tokenizer.history_prefix is not None) + (rows.loss_from[numbers] - starts) * width
+        first = (self.tokenizer.history_prefix is not None) + (rows.loss_from - starts) * width
         column = np.arange(batch["input_ids"].shape[1])
         # The first token of a row is never predicted; packed behind another row it would be counted all the same.
         counts = column >= np.maximum(first, 1)[:, None]

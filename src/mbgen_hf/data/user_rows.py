@@ -1,10 +1,10 @@
 """User-level training: one row per user, every token predicted from those before it (GAMER section 3.4)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mbgen_hf.data.augmentation import Augmentation, augmented
+from mbgen_hf.data.augmentation import Augmentation, copy_numbers, draw_copies
 from mbgen_hf.data.sequence_table import SequenceTable
 
 
@@ -35,8 +35,28 @@ class UserRows:
         """`(num_rows,)` number of interactions in each row."""
         return self.ends - self.starts
 
+    @property
+    def has_sessions(self) -> bool:
+        """Whether the rows know their sessions."""
+        return self.sessions is not None
+
+    def draw(self, numbers: np.ndarray, epoch: int = 0) -> "UserRows":
+        """The rows of these numbers, the same in every epoch."""
+        return self.select(np.asarray(numbers))
+
+    def select(self, numbers: np.ndarray) -> "UserRows":
+        """Some of the rows, over the same interactions."""
+        return replace(self, starts=self.starts[numbers], ends=self.ends[numbers], loss_from=self.loss_from[numbers])
+
     def __add__(self, other: "UserRows") -> "UserRows":
         """The rows of both, one after the other."""
+        if self.items is other.items:
+            return replace(
+                self,
+                starts=np.concatenate([self.starts, other.starts]),
+                ends=np.concatenate([self.ends, other.ends]),
+                loss_from=np.concatenate([self.loss_from, other.loss_from]),
+            )
         shift = len(self.items)
         return UserRows(
             np.concatenate([self.items, other.items]),
@@ -48,36 +68,82 @@ class UserRows:
         )
 
 
-def training_rows(
-    table: SequenceTable,
-    training_end: np.ndarray,
-    max_interactions: int = 101,
-    augmentation: Augmentation | None = None,
-) -> UserRows:
-    """One row per user with its latest training interactions, and one per augmented copy.
+class TrainingRows:
+    """One row per user with its latest training interactions, one per augmented copy, then rows of the caller's.
+
+    Copies are drawn when they are asked for, anew in every epoch; which there are, and their lengths, never change.
 
     Args:
         table: the sequences.
         training_end: `(num_users,)` position after each user's last training interaction.
         max_interactions: longest row; copies are cut after interactions were dropped from them (G21).
-        augmentation: how many copies, and how much they drop; none by default. Copies are drawn once.
+        augmentation: how many copies, and how much they drop; none by default.
+        others: rows numbered after the training rows, such as those of the validation split.
+
+    Attributes:
+        num_training: number of training rows.
+        lengths: `(num_rows,)` number of interactions in each row, the others included.
 
     Raises:
         ValueError: a row length below 2, or no user with a training interaction.
     """
-    if max_interactions < 2:
-        raise ValueError(f"`max_interactions`: expected at least 2, found {max_interactions}")
-    starts = np.maximum(table.offsets[:-1], training_end - max_interactions)
-    some = training_end > starts
-    if not some.any():
-        raise ValueError("`table`: expected users with interactions to train on, found none before the held-out ones")
-    rows = UserRows(table.items, table.behaviors, starts[some], training_end[some], starts[some], table.session_ids)
-    if augmentation is None or augmentation.copies == 0:
-        return rows
-    copies = augmented(table, training_end, augmentation, max_length=max_interactions)
-    begin, kept = copies.offsets[:-1], copies.positions
-    sessions = None if table.session_ids is None else table.session_ids[kept]
-    return rows + UserRows(table.items[kept], table.behaviors[kept], begin, copies.offsets[1:], begin, sessions)
+
+    def __init__(
+        self,
+        table: SequenceTable,
+        training_end: np.ndarray,
+        max_interactions: int = 101,
+        augmentation: Augmentation | None = None,
+        others: UserRows | None = None,
+    ):
+        if max_interactions < 2:
+            raise ValueError(f"`max_interactions`: expected at least 2, found {max_interactions}")
+        starts = np.maximum(table.offsets[:-1], training_end - max_interactions)
+        some = training_end > starts
+        if not some.any():
+            raise ValueError("`table`: expected users to train on, found no interaction before the held-out ones")
+        starts, ends = starts[some], np.asarray(training_end)[some]
+        self.table, self.training_end, self.max_interactions = table, training_end, max_interactions
+        self.augmentation = augmentation or Augmentation(copies=0)
+        self._users, self._numbers, copied = copy_numbers(table, training_end, self.augmentation)
+        self._whole = UserRows(table.items, table.behaviors, starts, ends, starts, table.session_ids)
+        self._others = self._whole.select(np.arange(0)) if others is None else others
+        self.num_training = len(self._whole) + len(copied)
+        copied = np.minimum(copied, max_interactions)
+        self.lengths = np.concatenate([self._whole.lengths, copied, self._others.lengths])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def has_sessions(self) -> bool:
+        """Whether the rows know their sessions."""
+        return self.table.session_ids is not None
+
+    def draw(self, numbers: np.ndarray, epoch: int = 0) -> UserRows:
+        """The rows of these numbers, in their order, as they are in an epoch."""
+        numbers = np.asarray(numbers)
+        is_whole, is_other = numbers < len(self._whole), numbers >= self.num_training
+        is_copy = ~(is_whole | is_other)
+        rows = self._whole.select(numbers[is_whole]) + self._others.select(numbers[is_other] - self.num_training)
+        if is_copy.any():
+            rows = rows + self._copies(numbers[is_copy] - len(self._whole), epoch)
+        places = np.concatenate([np.flatnonzero(kind) for kind in (is_whole, is_other, is_copy)])
+        return rows.select(np.argsort(places))
+
+    def _copies(self, numbers: np.ndarray, epoch: int) -> UserRows:
+        copies = draw_copies(
+            self.table,
+            self.training_end,
+            self._users[numbers],
+            self._numbers[numbers],
+            self.augmentation,
+            epoch,
+            self.max_interactions,
+        )
+        table, kept, begin = self.table, copies.positions, copies.offsets[:-1]
+        sessions = None if table.session_ids is None else table.session_ids[kept]
+        return UserRows(table.items[kept], table.behaviors[kept], begin, copies.offsets[1:], begin, sessions)
 
 
 def held_out_rows(table: SequenceTable, history_start: np.ndarray, held_out: np.ndarray) -> UserRows:
@@ -91,4 +157,4 @@ def held_out_rows(table: SequenceTable, history_start: np.ndarray, held_out: np.
     return UserRows(table.items, table.behaviors, history_start, held_out + 1, held_out, table.session_ids)
 
 
-__all__ = ["UserRows", "held_out_rows", "training_rows"]
+__all__ = ["TrainingRows", "UserRows", "held_out_rows"]

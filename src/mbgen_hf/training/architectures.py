@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
@@ -14,7 +13,7 @@ from mbgen_hf.data.augmentation import Augmentation
 from mbgen_hf.data.batches import PrefixCollator, RowCollator
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.data.training_examples import PrefixExamples, training_examples
-from mbgen_hf.data.user_rows import held_out_rows, training_rows
+from mbgen_hf.data.user_rows import TrainingRows, held_out_rows
 from mbgen_hf.evaluation.protocols import EvaluationCases
 from mbgen_hf.models.configuration_gamer import GamerConfig
 from mbgen_hf.models.configuration_mbgen import MBGenConfig
@@ -27,12 +26,12 @@ class TrainingData:
     """Numbered training examples followed by validation examples.
 
     Args:
-        collator: turns a list of numbers into a batch.
+        collator: turns a list of numbers into a batch; is told the epoch.
         lengths: `(num_training,)` history lengths of the training examples.
         num_validation: number of validation examples behind them.
     """
 
-    collator: Callable[[list[int]], dict[str, torch.Tensor]]
+    collator: PrefixCollator | RowCollator
     lengths: np.ndarray
     num_validation: int
 
@@ -70,10 +69,10 @@ def gamer_data(
 ) -> TrainingData:
     """A user is an example (GAMER section 3.4); rows hold one interaction more than a history, the one predicted."""
     copies = Augmentation(augmentation, ratios) if augmentation else None
-    training = training_rows(table, training_end, max_history + 1, copies)
     held_out = held_out_rows(table, validation.history_start, validation.history_end)
-    collator = RowCollator(training + held_out, tokenizer, session_wise, packing, loss_on_behaviors)
-    return TrainingData(collator, training.lengths, len(held_out))
+    rows = TrainingRows(table, training_end, max_history + 1, copies, held_out)
+    collator = RowCollator(rows, tokenizer, session_wise, packing, loss_on_behaviors)
+    return TrainingData(collator, rows.lengths[: rows.num_training], len(held_out))
 
 
 @dataclass(frozen=True)

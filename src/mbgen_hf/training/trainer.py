@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
-from mbgen_hf.data.batches import LengthGroupedBatchOrder
+from mbgen_hf.data.batches import LengthGroupedBatchOrder, PrefixCollator, RowCollator
 from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
 from mbgen_hf.evaluation.protocols import Protocol, Task
 from mbgen_hf.training.training_state import (
@@ -65,14 +65,16 @@ class TaskValidation:
 
 
 class _EpochToOrder(TrainerCallback):
-    """Tells the sampler its epoch, also when a run resumes in the middle of one."""
+    """Tells the sampler and the collator their epoch, also when a run resumes in the middle of one."""
 
-    def __init__(self, order: LengthGroupedBatchOrder):
-        self.order = order
+    def __init__(self, order: LengthGroupedBatchOrder, collator: PrefixCollator | RowCollator):
+        self.order, self.collator = order, collator
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         steps_per_epoch = max(1, len(self.order) // self.order.total_batch_size)
-        self.order.set_epoch(state.global_step // steps_per_epoch)
+        epoch = state.global_step // steps_per_epoch
+        self.order.set_epoch(epoch)
+        self.collator.set_epoch(epoch)
 
 
 class RecommendationTrainer(Trainer):
@@ -99,7 +101,7 @@ class RecommendationTrainer(Trainer):
         self.validation = validation
         total = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         self.train_order = LengthGroupedBatchOrder(train_lengths, total, seed=self.args.seed)
-        self.add_callback(_EpochToOrder(self.train_order))
+        self.add_callback(_EpochToOrder(self.train_order, self.data_collator))
 
     def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler:
         return self.train_order
