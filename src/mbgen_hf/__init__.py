@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from mbgen_hf.models.configuration_gamer import GamerConfig
 from mbgen_hf.models.configuration_mbgen import MBGenConfig
-from mbgen_hf.models.constrained_generation import BehaviorConstraint, CatalogConstraint
 from mbgen_hf.models.item_trie import ItemTrie
+from mbgen_hf.models.logits_processors import BehaviorConstraint, CatalogConstraint
 from mbgen_hf.models.modeling_gamer import GamerForCausalLM
 from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
 from mbgen_hf.models.token_space import TokenSpace

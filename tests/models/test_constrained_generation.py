@@ -3,7 +3,7 @@ import torch
 from model_fixtures import HISTORIES, random_codes, tiny_model, tokenizer_of
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 
-from mbgen_hf.models.constrained_generation import BehaviorConstraint, CatalogConstraint
+from mbgen_hf.models.logits_processors import BehaviorConstraint, CatalogConstraint
 
 
 @torch.no_grad()

@@ -1,15 +1,18 @@
-"""Decoding constrained to the catalog: logits processors, prompts, and `generate` for both models."""
+"""`generate` constrained to the catalog, for both models, and the catalog itself."""
 
-import copy
-from collections.abc import Sequence
-
-import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput
 from transformers.utils import ModelOutput
 
+from .generation_request import BeamRequest, beam_request, generation_settings
 from .item_trie import ItemTrie
-from .token_space import BEHAVIOR_SLOT, BOS, PAD, TokenSpace
+from .logits_processors import CatalogConstraint
+from .prompts import match_rows, resolve_prompt
+from .request_catalog import RequestCatalog
+from .shared_history import DecodingContext
+from .shared_history_search import Beams, Expansion, beam_search
+from .token_space import BEHAVIOR_SLOT, PAD, TokenSpace
 
 
 # Stock beam search starts all beams but the first at -1e9 and so fills up with copies once nothing else is reachable.
@@ -17,122 +20,17 @@ from .token_space import BEHAVIOR_SLOT, BOS, PAD, TokenSpace
 UNREACHABLE_SCORE = -1e7
 
 
-class CatalogConstraint(LogitsProcessor):
-    """Lets only what leads to an item of the catalog follow: a behavior first, then codes along the trie.
-
-    Works under stock `generate`: greedy, sampling and beam search.
-
-    Args:
-        trie: the catalog.
-        token_space: the layout of ids.
-        start: column of the ids at which the generated interaction begins, that is of its behavior token.
-        normalize: whether each step is normalised over what may follow, so that the scores of all items (given the
-            behavior) sum to 1 as probabilities; by default log-probabilities over the whole vocabulary are kept.
-    """
-
-    def __init__(self, trie: ItemTrie, token_space: TokenSpace, start: int, normalize: bool = False):
-        self.trie, self.token_space, self.start, self.normalize = trie, token_space, start, normalize
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        level = input_ids.shape[1] - self.start - 1
-        if level < 0:
-            first, width = self.token_space.behavior_offset, len(self.token_space.behaviors)
-            allowed = None
-        else:
-            first, width = self.token_space.code_offsets[level], self.token_space.code_sizes[level]
-            allowed = self.trie.allowed(self._node(input_ids, level), level)
-        kept = scores[:, first : first + width]
-        if allowed is not None:
-            kept = kept.masked_fill(~allowed, -torch.inf)
-        if self.normalize:
-            total = kept.float().logsumexp(-1, keepdim=True)
-            # A dead beam has nothing to normalise over; -inf minus -inf would be NaN.
-            kept = torch.where(total > -torch.inf, kept - total, kept).to(scores.dtype)
-        constrained = torch.full_like(scores, -torch.inf)
-        constrained[:, first : first + width] = kept
-        return constrained
-
-    def _node(self, input_ids: torch.LongTensor, depth: int) -> torch.Tensor:
-        """The trie node each row has reached with its `depth` codes."""
-        first = self.start + BEHAVIOR_SLOT
-        return self.trie.walk(_codes(input_ids[:, first : first + depth], self.token_space))
-
-
-class BehaviorConstraint(LogitsProcessor):
-    """Lets only the given behaviors be generated where a behavior comes next; leaves every other step alone.
-
-    Args:
-        behaviors: names of the behaviors that may be generated.
-        token_space: the layout of ids.
-        start: column of the ids at which the generated interaction begins.
-    """
-
-    def __init__(self, behaviors: Sequence[str], token_space: TokenSpace, start: int):
-        if not behaviors:
-            raise ValueError("`behaviors`: expected at least one behavior that may be generated, found none")
-        self.ids = [token_space.behavior_id(name) for name in behaviors]
-        self.start = start
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if input_ids.shape[1] != self.start:
-            return scores
-        constrained = torch.full_like(scores, -torch.inf)
-        constrained[:, self.ids] = scores[:, self.ids]
-        return constrained
-
-
-def resolve_prompt(prompt, behavior, token_space: TokenSpace) -> torch.LongTensor:
-    """Turn `prompt` or `behavior` into token ids, without BOS.
-
-    Args:
-        prompt: `None`, or one prompt for all rows, or a list or tensor with one prompt per row. A prompt is BOS (may
-            be left out), then optionally a behavior, then optionally the first codes of an item; each as an id, a
-            token or a behavior name.
-        behavior: `None`, or the name of a behavior, or one name per row; short for the prompt `[BOS, behavior]`.
-        token_space: the layout of ids.
-
-    Returns:
-        `torch.LongTensor` of shape `(1 or batch_size, prompt_len)`, on the CPU.
-
-    Raises:
-        ValueError: both arguments at once, unknown tokens, prompts of different lengths, or tokens out of order.
-    """
-    if prompt is not None and behavior is not None:
-        raise ValueError("`prompt`: expected either `prompt` or `behavior`, found both")
-    if behavior is not None:
-        names = [behavior] if isinstance(behavior, str) else behavior
-        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"`behavior`: expected a name or a list of names, found {behavior!r}")
-        return torch.tensor([[token_space.behavior_id(name)] for name in names], dtype=torch.long)
-    if prompt is None:
-        return torch.empty(1, 0, dtype=torch.long)
-    rows = list(prompt.tolist() if isinstance(prompt, (torch.Tensor, np.ndarray)) else prompt)
-    if not rows or not isinstance(rows[0], (list, tuple)):
-        rows = [rows]
-    rows = [token_space.resolve(row) for row in rows]
-    rows = [row[1:] if row[:1] == [BOS] else row for row in rows]
-    if len({len(row) for row in rows}) != 1:
-        raise ValueError(f"`prompt`: expected prompts of one length, found lengths {[len(row) for row in rows]}")
-    ids = torch.tensor(rows, dtype=torch.long).view(len(rows), -1)
-    if ids.shape[1] > token_space.num_code_levels:
-        raise ValueError(
-            f"`prompt`: expected at most a behavior and {token_space.num_code_levels - 1} codes, "
-            f"found {ids.shape[1]} tokens after BOS"
-        )
-    expected = torch.arange(BEHAVIOR_SLOT, BEHAVIOR_SLOT + ids.shape[1]).expand_as(ids)
-    if not torch.equal(token_space.slots(ids), expected):
-        raise ValueError(f"`prompt`: expected BOS, a behavior, then codes in order, found {rows}")
-    return ids
-
-
 class ConstrainedGenerationMixin:
     """`generate` that can only produce items of the catalog, and the catalog itself. Shared by MBGen and GAMER.
 
-    A model names in `auto_classes` the Auto classes its checkpoints answer to, and lays out histories and prompts in
-    `_generation_inputs`.
+    A model names in `auto_classes` the Auto classes its checkpoints answer to, lays out histories and prompts in
+    `_generation_inputs`, and hands out its decoder in `start_decoding`.
     """
 
     auto_classes: tuple[str, ...]
+
+    supports_shared_history: bool = True
+    """Whether plain beam and greedy search may go through the shared-history search instead of stock `generate`."""
 
     def _register_catalog(self) -> None:
         """Create the persistent buffer of item codes; called from `__init__`."""
@@ -225,35 +123,108 @@ class ConstrainedGenerationMixin:
             input_ids = kwargs.pop("inputs")
         trie, space = self.item_trie, self.config.token_space
         prompt_ids = resolve_prompt(kwargs.pop("decoder_input_ids", prompt), behavior, space).to(self.device)
-        prompt_ids = _match_rows(prompt_ids, input_ids)
+        prompt_ids = match_rows(prompt_ids, input_ids)
         self._check_prompted_codes(prompt_ids)
         inputs, start = self._generation_inputs(input_ids, attention_mask, prompt_ids, kwargs)
+        over_catalog = normalize_over == "catalog"
+        catalog = RequestCatalog(trie, space)
         steps = 1 + space.num_code_levels - prompt_ids.shape[1]
-        processors = LogitsProcessorList([CatalogConstraint(trie, space, start, normalize_over == "catalog")])
-        processors.extend(logits_processor or [])
-        config, settings = _generation_settings(generation_config, kwargs, steps, self.generation_config.num_beams)
+        config, settings = generation_settings(generation_config, kwargs, steps, self.generation_config.num_beams)
+        request = None
+        if not logits_processor and not self.training and self.supports_shared_history:
+            request = beam_request(config, self.generation_config, settings)
         return_dict = settings.pop("return_dict_in_generate", None)
+        if request is not None:
+            output = self._search(request, inputs, prompt_ids, catalog, over_catalog)
+        else:
+            constraint = CatalogConstraint(catalog, space, start, over_catalog)
+            processors = LogitsProcessorList([constraint, *(logits_processor or [])])
+            output = self._stock_generate(inputs, config, processors, settings)
+        self._add_items(output, start, batch_size=len(prompt_ids))
+        if return_dict is None:
+            return_dict = (config or self.generation_config).return_dict_in_generate
+        return output if return_dict else output.sequences
+
+    def _stock_generate(self, inputs: dict, config, processors: LogitsProcessorList, settings: dict) -> ModelOutput:
+        """The answer of stock `generate`, always with scores, since without them it returns no `sequences_scores`."""
         output_scores = settings.pop("output_scores", None)
         output = super().generate(
             **inputs,
             generation_config=config,
             logits_processor=processors,
             return_dict_in_generate=True,
-            output_scores=True,  # Without it stock beam search returns no `sequences_scores` either.
+            output_scores=True,
             **settings,
         )
         if not output_scores:
             output.scores = None
-        self._add_items(output, start, batch_size=len(prompt_ids))
-        if return_dict is None:
-            return_dict = (config or self.generation_config).return_dict_in_generate
-        return output if return_dict else output.sequences
+        return output
+
+    def _search(
+        self,
+        request: BeamRequest,
+        inputs: dict[str, torch.Tensor],
+        prompt_ids: torch.LongTensor,
+        catalog: RequestCatalog,
+        over_catalog: bool,
+    ) -> ModelOutput:
+        """The answer of the shared-history search, in the form of stock `generate`."""
+        decoder = self.start_decoding(**inputs)
+        expansion = Expansion(self, decoder, catalog, self.config.token_space, over_catalog)
+        beams = beam_search(expansion, prompt_ids, request.num_beams)
+        return self._stock_output(request, inputs, prompt_ids, beams)
+
+    def _stock_output(
+        self, request: BeamRequest, inputs: dict[str, torch.Tensor], prompt_ids: torch.LongTensor, beams: Beams
+    ) -> ModelOutput:
+        """The first results of every user, as stock `generate` lays them out."""
+        results, levels = request.num_return_sequences, self.config.token_space.num_code_levels
+        missing = max(0, results - beams.scores.shape[1])
+        ids = torch.nn.functional.pad(beams.ids, (0, 0, 0, missing), value=PAD)[:, :results]
+        scores = torch.nn.functional.pad(beams.scores, (0, missing), value=-torch.inf)[:, :results]
+        scores = scores / float(1 + levels - prompt_ids.shape[1]) ** request.length_penalty
+        given = inputs.get("decoder_input_ids", inputs["input_ids"])
+        given = given[:, : given.shape[1] - prompt_ids.shape[1], None].transpose(1, 2).expand(-1, results, -1)
+        sequences = torch.cat([given, ids], dim=-1).flatten(0, 1)
+        output = GenerateBeamEncoderDecoderOutput if self.config.is_encoder_decoder else GenerateBeamDecoderOnlyOutput
+        return output(sequences=sequences, sequences_scores=scores.flatten())
+
+    def next_log_probs(
+        self, hidden_states: torch.Tensor, slot: int, context: DecodingContext, over_vocabulary: bool = True
+    ) -> torch.Tensor:
+        """Log-probabilities of the ids of one slot that may come next; what every step of the search goes through.
+
+        A model whose head is more than a softmax of `lm_logits` overrides this method, and gives the same function as
+        its `forward`.
+
+        Args:
+            hidden_states: `(num_users, num_beams, d_model)` last hidden states of the last tokens.
+            slot: slot of the next token: behaviors or a code level.
+            context: the ids generated so far, and ids and last hidden states of the histories, once per user.
+            over_vocabulary: whether values are log-probabilities over the whole vocabulary; otherwise they may be off
+                by a number per beam, since they are normalised over what may follow.
+
+        Returns:
+            `(num_users, num_beams, width)`, `float32`: the behaviors, or the ids of the code level.
+        """
+        first, width = self.config.token_space.slot_range(slot)
+        if over_vocabulary:
+            logits = self.lm_logits(hidden_states).float()
+            return logits[..., first : first + width] - logits.logsumexp(-1, keepdim=True)
+        return self.lm_logits(hidden_states, slice(first, first + width)).float()
+
+    def lm_logits(self, hidden_states: torch.Tensor, ids: slice = slice(None)) -> torch.Tensor:
+        """Logits of a range of ids, from last hidden states."""
+        if type(self.lm_head) is not torch.nn.Linear or ids == slice(None):
+            # A wrapped head, such as one with an adapter, is more than its weight.
+            return self.lm_head(hidden_states)[..., ids]
+        return torch.nn.functional.linear(hidden_states, self.lm_head.weight[ids])
 
     def _check_prompted_codes(self, prompt_ids: torch.LongTensor) -> None:
         """Refuse codes that no item begins with: nothing could follow them."""
         if prompt_ids.shape[1] <= 1:
             return
-        node = self.item_trie.walk(_codes(prompt_ids[:, 1:], self.config.token_space))
+        node = self.item_trie.walk(item_codes_of(prompt_ids[:, 1:], self.config.token_space))
         if bool((node < 0).any()):
             row = int((node < 0).nonzero()[0])
             raise ValueError(f"`prompt`: expected the first codes of an item, found {prompt_ids[row].tolist()}")
@@ -262,56 +233,24 @@ class ConstrainedGenerationMixin:
         """Add `item_indices` and `behavior_indices`, and blank the rows behind which nothing was reachable."""
         space, sequences = self.config.token_space, output.sequences
         first_code = start + BEHAVIOR_SLOT
-        items = self.item_trie.items(_codes(sequences[:, first_code : first_code + space.num_code_levels], space))
+        items = self.item_trie.items(
+            item_codes_of(sequences[:, first_code : first_code + space.num_code_levels], space)
+        )
         scores = output.get("sequences_scores")
+        unreachable = items < 0
         if scores is not None:
-            unreachable = (scores < UNREACHABLE_SCORE) | (items < 0)
-            items = items.masked_fill(unreachable, -1)
+            unreachable = unreachable | (scores < UNREACHABLE_SCORE)
             output["sequences_scores"] = scores.masked_fill(unreachable, -torch.inf)
-            sequences[:, start:] = sequences[:, start:].masked_fill(unreachable[:, None], PAD)
+        items = items.masked_fill(unreachable, -1)
+        sequences[:, start:] = sequences[:, start:].masked_fill(unreachable[:, None], PAD)
         behaviors = torch.where(items >= 0, sequences[:, start] - space.behavior_offset, -1)
         output["item_indices"] = items.view(batch_size, -1)
         output["behavior_indices"] = behaviors.view(batch_size, -1)
 
 
-def _codes(ids: torch.LongTensor, token_space: TokenSpace) -> torch.LongTensor:
+def item_codes_of(ids: torch.LongTensor, token_space: TokenSpace) -> torch.LongTensor:
     """Item codes of the token ids of the first code levels, `(num_rows, depth)`."""
     return ids - torch.tensor(token_space.code_offsets[: ids.shape[1]], dtype=ids.dtype, device=ids.device)
 
 
-def _match_rows(prompt_ids: torch.LongTensor, input_ids: torch.LongTensor | None) -> torch.LongTensor:
-    """One prompt per row of the histories."""
-    if input_ids is None:
-        return prompt_ids
-    if input_ids.ndim != 2:
-        raise ValueError(f"`input_ids`: expected shape (batch_size, seq_len), found {tuple(input_ids.shape)}")
-    if len(prompt_ids) not in (1, len(input_ids)):
-        raise ValueError(f"`prompt`: expected 1 or {len(input_ids)} prompts, found {len(prompt_ids)}")
-    return prompt_ids.expand(len(input_ids), -1)
-
-
-def _generation_settings(
-    generation_config: GenerationConfig | None, kwargs: dict, steps: int, default_beams: int | None
-) -> tuple[GenerationConfig | None, dict]:
-    """Fix the length, and plain sums as scores unless the caller chose otherwise."""
-    for name in ("max_new_tokens", "max_length", "min_new_tokens", "min_length"):
-        given = kwargs.pop(name, None)
-        if given is not None and (name != "max_new_tokens" or given != steps):
-            raise ValueError(f"`{name}`: expected to be left out, an item takes {steps} tokens here, found {given}")
-    if kwargs.pop("eos_token_id", None) is not None:
-        raise ValueError("`eos_token_id`: expected to be left out, an item has a fixed number of codes")
-    if generation_config is None:
-        # Greedy search and sampling have no `length_penalty` and would warn.
-        plain_sums = {"length_penalty": 0.0} if (kwargs.get("num_beams") or default_beams or 1) > 1 else {}
-        # An item has a fixed number of codes: nothing is decided by an end-of-sequence token (M3).
-        return None, {**plain_sums, **kwargs, "max_new_tokens": steps, "eos_token_id": None}
-    generation_config = copy.deepcopy(generation_config)
-    generation_config.max_length = None
-    generation_config.max_new_tokens = steps
-    beams = kwargs.get("num_beams") or generation_config.num_beams or default_beams or 1
-    if generation_config.length_penalty is None and "length_penalty" not in kwargs and beams > 1:
-        generation_config.length_penalty = 0.0
-    return generation_config, kwargs
-
-
-__all__ = ["BehaviorConstraint", "CatalogConstraint", "ConstrainedGenerationMixin", "resolve_prompt"]
+__all__ = ["ConstrainedGenerationMixin"]

@@ -24,6 +24,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_gamer import GamerConfig
 from .constrained_generation import ConstrainedGenerationMixin
+from .decoding_gamer import GamerDecoder
 from .history_copying import HistoryCopying, Interactions, likelihood_gain, mixed_log_probs
 from .routed_feed_forward import RoutedGatedFeedForward, RoutedLinear, Routing
 from .token_space import BEHAVIOR_SLOT, PAD
@@ -479,6 +480,14 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
             opened = opened.expand(len(prompt_ids), prompt_ids.shape[1] + 1)
             inputs["session_ids"] = torch.cat([sessions.gather(1, order), opened], dim=1)
         return inputs, input_ids.shape[1]
+
+    @property
+    def supports_shared_history(self) -> bool:
+        return self.copying is None
+
+    def start_decoding(self, **inputs: torch.Tensor) -> GamerDecoder:
+        """What the shared-history search decodes with, from the tensors of `_generation_inputs`."""
+        return GamerDecoder(self, **inputs)
 
     def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs):
         sessions = kwargs.pop("session_ids", None)

@@ -4,7 +4,7 @@ import copy
 
 import torch
 from torch import nn
-from transformers import Cache, SwitchTransformersForConditionalGeneration
+from transformers import Cache, DynamicCache, EncoderDecoderCache, SwitchTransformersForConditionalGeneration
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -22,6 +22,7 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_mbgen import MBGenConfig
 from .constrained_generation import ConstrainedGenerationMixin
+from .decoding_mbgen import MBGenDecoder
 from .history_copying import HistoryCopying, Interactions, likelihood_gain, mixed_log_probs
 from .routed_feed_forward import RoutedFeedForward, Routing
 
@@ -333,12 +334,33 @@ class MBGenForConditionalGeneration(
             kwargs["use_cache"] = False
         return inputs, 1
 
+    @property
+    def supports_shared_history(self) -> bool:
+        return self.copying is None
+
+    def start_decoding(self, **inputs: torch.Tensor) -> MBGenDecoder:
+        """What the shared-history search decodes with, from the tensors of `_generation_inputs`."""
+        return MBGenDecoder(self, **inputs)
+
+    def lm_logits(self, hidden_states: torch.Tensor, ids: slice = slice(None)) -> torch.Tensor:
+        if self.config.tie_word_embeddings:
+            hidden_states = hidden_states * (self.model_dim**-0.5)
+        return super().lm_logits(hidden_states, ids)
+
     def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs):
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         # Beam search reorders the cache but not other inputs: behaviors follow from the full ids at every step.
         behaviors = self.config.token_space.behavior_indices(input_ids, self.config.inject_behavior_tokens)
         inputs["decoder_behavior_ids"] = behaviors[:, -inputs["decoder_input_ids"].shape[1] :]
         return inputs
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
+        plain = generation_config.use_cache and generation_config.cache_implementation is None
+        if plain and model_kwargs.get("past_key_values") is None:
+            # Grows on demand: the stock one has as many layers as the encoder.
+            model_kwargs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+            return
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
 
 MBGenForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")

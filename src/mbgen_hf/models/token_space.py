@@ -109,6 +109,12 @@ class TokenSpace:
             raise ValueError(f"`behavior`: expected one of {list(self.behaviors)}, found {name!r}")
         return self.behavior_offset + self.behaviors.index(bare)
 
+    def slot_range(self, slot: int) -> tuple[int, int]:
+        """First id and number of ids of the behaviors (`BEHAVIOR_SLOT`) or of a code level (`FIRST_CODE_SLOT + j`)."""
+        if slot == BEHAVIOR_SLOT:
+            return self.behavior_offset, len(self.behaviors)
+        return self.code_offsets[slot - FIRST_CODE_SLOT], self.code_sizes[slot - FIRST_CODE_SLOT]
+
     def slots(self, ids: torch.Tensor) -> torch.Tensor:
         """Slot of every id, same shape as `ids`.
 
