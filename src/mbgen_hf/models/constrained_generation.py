@@ -149,12 +149,11 @@ class ConstrainedGenerationMixin:
         """The answer of stock `generate`, always with scores, since without them it returns no `sequences_scores`."""
         output_scores = settings.pop("output_scores", None)
         output = super().generate(
-            **inputs,
             generation_config=config,
             logits_processor=processors,
             return_dict_in_generate=True,
             output_scores=True,
-            **settings,
+            **{**settings, **inputs},
         )
         if not output_scores:
             output.scores = None
@@ -169,7 +168,7 @@ class ConstrainedGenerationMixin:
         over_catalog: bool,
     ) -> ModelOutput:
         """The answer of the shared-history search, in the form of stock `generate`."""
-        decoder = self.start_decoding(**inputs)
+        decoder = self.start_decoding(prompt_len=prompt_ids.shape[1], **inputs)
         expansion = Expansion(self, decoder, catalog, self.config.token_space, over_catalog)
         beams = beam_search(expansion, prompt_ids, request.num_beams)
         return self._stock_output(request, inputs, prompt_ids, beams)
@@ -200,7 +199,7 @@ class ConstrainedGenerationMixin:
         Args:
             hidden_states: `(num_users, num_beams, d_model)` last hidden states of the last tokens.
             slot: slot of the next token: behaviors or a code level.
-            context: the ids generated so far, and ids and last hidden states of the histories, once per user.
+            context: ids and last hidden states of the histories, once per user, and of the interaction so far.
             over_vocabulary: whether values are log-probabilities over the whole vocabulary; otherwise they may be off
                 by a number per beam, since they are normalised over what may follow.
 

@@ -20,6 +20,7 @@ class GamerDecoder:
     Args:
         model: the model.
         input_ids, attention_mask: `(num_users, seq_len)` histories and prompts, padded on the left.
+        prompt_len: number of tokens at the end of a row that belong to the interaction asked for.
         session_ids: `(num_users, seq_len + 1)` with session-wise attention; the last column is the session of what is
             generated.
 
@@ -34,6 +35,7 @@ class GamerDecoder:
         model: PreTrainedModel,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor,
+        prompt_len: int,
         session_ids: torch.LongTensor | None = None,
     ):
         self.model, self.config, self.space = model.model, model.config, model.config.token_space
@@ -58,7 +60,8 @@ class GamerDecoder:
         above = max(self.config.behavior_levels) + 1
         self.key_levels = self.levels[behaviors].masked_fill((behaviors == 0) | ~self.history.mask, above)
         empty = states.new_empty(len(input_ids), 1, 0, self.config.num_key_value_heads * self.config.head_dim)
-        self.cache = BeamCache(((empty, empty),) * self.config.num_hidden_layers, behaviors[:, -1:], 0)
+        prompted = states[:, None, self.length - prompt_len :]
+        self.cache = BeamCache(((empty, empty),) * self.config.num_hidden_layers, behaviors[:, -1:], prompted, 0)
 
     def step(
         self, cache: BeamCache, tokens: torch.LongTensor, parents: torch.LongTensor, slot: int
@@ -94,7 +97,8 @@ class GamerDecoder:
                 hidden = hidden + self._cross_level(layer.cross_attn, normed, behaviors, rotation, *view)
             hidden = hidden + layer.mlp(layer.post_cross_attention_layernorm(hidden), routing)
             layers.append(own)
-        return self.model.norm(hidden), BeamCache(tuple(layers), behaviors, cache.depth + 1)
+        hidden = self.model.norm(hidden)
+        return hidden, cache.grow(layers, behaviors, hidden)
 
     def _cross_level(self, attention, hidden, behaviors, rotation, bias, sees_something) -> torch.Tensor:
         """Equations 2 to 4 on shared keys; exactly zero for a beam that has nothing to see."""

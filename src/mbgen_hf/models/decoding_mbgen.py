@@ -47,7 +47,8 @@ class MBGenDecoder:
         self.prompt_len = decoder_input_ids.shape[1]
         empty = states.new_empty(len(input_ids), 1, 0, config.num_heads * config.d_kv)
         behaviors = self.space.behavior_indices(decoder_input_ids, include_behavior_tokens=True)[:, -1:]
-        self.cache = BeamCache(((empty, empty),) * len(self.decoder.block), behaviors, 0)
+        states = prompted.last_hidden_state[:, None, 1:]
+        self.cache = BeamCache(((empty, empty),) * len(self.decoder.block), behaviors, states, 0)
 
     def step(
         self, cache: BeamCache, tokens: torch.LongTensor, parents: torch.LongTensor, slot: int
@@ -86,7 +87,8 @@ class MBGenDecoder:
             hidden = hidden + attention.o(grouped_attention(attention.q(normed), *history, self.history_bias))
             hidden = block.layer[-1](hidden, routing)
             layers.append(own)
-        return self.decoder.final_layer_norm(hidden), BeamCache(tuple(layers), behaviors, cache.depth + 1)
+        hidden = self.decoder.final_layer_norm(hidden)
+        return hidden, cache.grow(layers, behaviors, hidden)
 
     def _position_bias(self, depth: int) -> torch.Tensor:
         """Relative position bias of the token behind `depth` generated ones, `(1, num_heads, 1, 1, key_len)`."""

@@ -24,6 +24,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_gamer import GamerConfig
 from .constrained_generation import ConstrainedGenerationMixin
+from .copying_search import copied_log_probs
 from .decoding_gamer import GamerDecoder
 from .history_copying import HistoryCopying, Interactions, likelihood_gain, mixed_log_probs
 from .routed_feed_forward import RoutedGatedFeedForward, RoutedLinear, Routing
@@ -481,13 +482,14 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
             inputs["session_ids"] = torch.cat([sessions.gather(1, order), opened], dim=1)
         return inputs, input_ids.shape[1]
 
-    @property
-    def supports_shared_history(self) -> bool:
-        return self.copying is None
-
-    def start_decoding(self, **inputs: torch.Tensor) -> GamerDecoder:
+    def start_decoding(self, **inputs) -> GamerDecoder:
         """What the shared-history search decodes with, from the tensors of `_generation_inputs`."""
         return GamerDecoder(self, **inputs)
+
+    def next_log_probs(self, hidden_states, slot, context, over_vocabulary=True):
+        if self.copying is None or slot == BEHAVIOR_SLOT:
+            return super().next_log_probs(hidden_states, slot, context, over_vocabulary)
+        return copied_log_probs(self, hidden_states, slot, context)
 
     def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs):
         sessions = kwargs.pop("session_ids", None)

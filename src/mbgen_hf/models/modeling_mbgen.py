@@ -22,9 +22,11 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_mbgen import MBGenConfig
 from .constrained_generation import ConstrainedGenerationMixin
+from .copying_search import copied_log_probs
 from .decoding_mbgen import MBGenDecoder
 from .history_copying import HistoryCopying, Interactions, likelihood_gain, mixed_log_probs
 from .routed_feed_forward import RoutedFeedForward, Routing
+from .token_space import BEHAVIOR_SLOT
 
 
 class MBGenLayerFF(SwitchTransformersLayerFF):
@@ -331,16 +333,24 @@ class MBGenForConditionalGeneration(
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
         if self.copying is not None:
             inputs["decoder_history_ids"] = input_ids
-            kwargs["use_cache"] = False
+            inputs["use_cache"] = False
         return inputs, 1
 
-    @property
-    def supports_shared_history(self) -> bool:
-        return self.copying is None
-
-    def start_decoding(self, **inputs: torch.Tensor) -> MBGenDecoder:
+    def start_decoding(
+        self,
+        prompt_len: int,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor,
+        decoder_input_ids: torch.LongTensor,
+        **for_stock,
+    ) -> MBGenDecoder:
         """What the shared-history search decodes with, from the tensors of `_generation_inputs`."""
-        return MBGenDecoder(self, **inputs)
+        return MBGenDecoder(self, input_ids, attention_mask, decoder_input_ids)
+
+    def next_log_probs(self, hidden_states, slot, context, over_vocabulary=True):
+        if self.copying is None or slot == BEHAVIOR_SLOT:
+            return super().next_log_probs(hidden_states, slot, context, over_vocabulary)
+        return copied_log_probs(self, hidden_states, slot, context)
 
     def lm_logits(self, hidden_states: torch.Tensor, ids: slice = slice(None)) -> torch.Tensor:
         if self.config.tie_word_embeddings:

@@ -32,10 +32,12 @@ class DecodingContext:
     Args:
         history: the users' histories.
         ids: `(num_users, num_beams, depth)` prompt and generated ids of every beam, from the behavior token on.
+        states: `(num_users, num_beams, depth, d_model)` last hidden states of these tokens.
     """
 
     history: SharedHistory
     ids: torch.Tensor
+    states: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,26 @@ class BeamCache:
     Args:
         layers: per attention layer, keys and values of shape `(num_users, num_beams, depth, width)`.
         behaviors: `(num_users, num_beams)` behavior of each beam's interaction, 0 = none yet, `1 + class label`.
+        states: `(num_users, num_beams, prompt and generated tokens, d_model)` last hidden states of the interaction's
+            tokens, from the behavior token on.
         depth: number of generated tokens inside.
     """
 
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
     behaviors: torch.Tensor
+    states: torch.Tensor
     depth: int
 
     def select(self, parents: torch.Tensor) -> "BeamCache":
         """The cache of the beams' parents, `(num_users, new_num_beams)` beam numbers."""
         users = torch.arange(len(parents), device=parents.device)[:, None]
         layers = tuple((keys[users, parents], values[users, parents]) for keys, values in self.layers)
-        return BeamCache(layers, self.behaviors[users, parents], self.depth)
+        return BeamCache(layers, self.behaviors[users, parents], self.states[users, parents], self.depth)
+
+    def grow(self, layers, behaviors: torch.Tensor, hidden: torch.Tensor) -> "BeamCache":
+        """The cache with one more token, its last hidden states `(num_users, num_beams, d_model)` included."""
+        states = torch.cat([self.states, hidden[:, :, None]], dim=2)
+        return BeamCache(tuple(layers), behaviors, states, self.depth + 1)
 
 
 def append_token(
@@ -94,19 +104,20 @@ def grouped_attention(
     _, kv_heads, length, head_dim = shared_keys.shape
     # (users, kv heads, beams, group, head_dim): beams and the heads that share keys are rows of one product.
     queries = queries.view(users, beams, kv_heads, -1, head_dim).transpose(1, 2)
+    precise = torch.promote_types(queries.dtype, torch.float32)
     rows = queries.reshape(users, kv_heads, -1, head_dim) * scaling
     scores = (rows @ shared_keys.transpose(2, 3)).view(users, kv_heads, beams, -1, length)
     if shared_bias is not None:
         scores = scores + shared_bias
     if own is None:
-        weights = scores.softmax(-1, dtype=torch.float32).to(rows.dtype)
+        weights = scores.softmax(-1, dtype=precise).to(rows.dtype)
     else:
         own_keys, own_values = (tensor.view(users, beams, -1, kv_heads, head_dim).transpose(2, 3) for tensor in own)
         grouped = rows.view(users, kv_heads, beams, -1, head_dim).transpose(1, 2)
         own_scores = (grouped @ own_keys.transpose(3, 4)).transpose(1, 2)
         if own_bias is not None:
             own_scores = own_scores + own_bias
-        both = torch.cat([scores, own_scores], dim=-1).softmax(-1, dtype=torch.float32).to(rows.dtype)
+        both = torch.cat([scores, own_scores], dim=-1).softmax(-1, dtype=precise).to(rows.dtype)
         weights, own_weights = both[..., :length], both[..., length:]
     output = weights.reshape(users, kv_heads, -1, length) @ shared_values
     output = output.view(users, kv_heads, beams, -1, head_dim).transpose(1, 2)

@@ -66,13 +66,13 @@ class Expansion:
         """Last hidden states of the beams' last tokens."""
         return self.decoder.step(cache, beams.ids[..., -1], beams.parents, BEHAVIOR_SLOT + beams.ids.shape[-1] - 1)
 
-    def log_probs(self, hidden: torch.Tensor, beams: Beams) -> torch.Tensor:
+    def log_probs(self, hidden: torch.Tensor, beams: Beams, cache: BeamCache) -> torch.Tensor:
         """Log-probabilities of what may follow each beam, `-inf` for what may not: `(num_users, num_beams, width)`.
 
         `width` is the number of behaviors, or the size of the code level.
         """
         slot = BEHAVIOR_SLOT + beams.ids.shape[-1]
-        context = DecodingContext(self.decoder.history, beams.ids)
+        context = DecodingContext(self.decoder.history, beams.ids, cache.states)
         log_probs = self.model.next_log_probs(hidden, slot, context, over_vocabulary=not self.over_catalog)
         if slot == BEHAVIOR_SLOT:
             allowed = self.catalog.allowed_behaviors(len(beams.ids))[:, None]
@@ -116,7 +116,7 @@ def beam_search(expansion: Expansion, prompt_ids: torch.LongTensor, num_beams: i
             hidden = expansion.decoder.hidden
         else:
             hidden, cache = expansion.hidden(beams, cache)
-        log_probs = expansion.log_probs(hidden, beams)
+        log_probs = expansion.log_probs(hidden, beams, cache)
         if depth == 0:
             beams = replace_behavior_log_probs(beams, log_probs[:, 0])
         width = log_probs.shape[-1]

@@ -1,0 +1,52 @@
+"""The copying head in the shared-history search: the mixture of generating and copying for all beams of a user."""
+
+import torch
+from transformers import PreTrainedModel
+
+from .history_copying import Interactions, mix, same_item
+from .shared_history import DecodingContext
+from .token_space import FIRST_CODE_SLOT
+
+
+def copied_log_probs(
+    model: PreTrainedModel, hidden_states: torch.Tensor, slot: int, context: DecodingContext
+) -> torch.Tensor:
+    """Log-probabilities of the ids of one code level, what can be copied from the history included.
+
+    All of the history comes before the interaction that is being generated, so each beam may copy every whole
+    interaction of its user that agrees with the codes it has so far.
+
+    Args:
+        model: has `copying`, `lm_logits` and a token space.
+        hidden_states: `(num_users, num_beams, d_model)` last hidden states of the last tokens.
+        slot: slot of the code level.
+        context: histories, the ids of the interaction so far and their last hidden states.
+
+    Returns:
+        `(num_users, num_beams, code_sizes[level])`, `float32`.
+    """
+    space, level = model.config.token_space, slot - FIRST_CODE_SLOT
+    first, width = space.slot_range(slot)
+    history = Interactions.of(context.history.ids, space)
+    choice = model.copying.from_encoder(context.states[:, :, 0], context.history.hidden_states, history)
+    generated = model.lm_logits(hidden_states).float()
+    generated = generated[..., first : first + width] - generated.logsumexp(-1, keepdim=True)
+    prefix = choice.log_generate + _written_log_prob(model, context)
+    matches = same_item(context.ids[..., 1:], history.codes[..., :level])
+    weights = (choice.log_copy[..., None] + choice.log_weights).masked_fill(~matches, -torch.inf).exp()
+    # An interaction that holds no item has no weight; its code -1 only must not point outside.
+    codes = (history.codes[:, None, :, level] - first).clamp(min=0).expand(weights.shape)
+    copied = torch.zeros_like(generated).scatter_add_(2, codes, weights.to(generated.dtype)).log()
+    mixed = torch.logaddexp(prefix[..., None] + generated, copied)
+    return mixed - mix(prefix, choice.log_prob(matches))[..., None]
+
+
+def _written_log_prob(model: PreTrainedModel, context: DecodingContext) -> torch.Tensor:
+    """What the softmax alone gives to the codes so far, `(num_users, num_beams)`."""
+    if context.ids.shape[-1] == 1:
+        return torch.zeros(context.ids.shape[:2], device=context.ids.device)
+    log_probs = model.lm_logits(context.states[:, :, :-1]).float().log_softmax(-1)
+    return log_probs.gather(-1, context.ids[..., 1:, None])[..., 0].sum(-1)
+
+
+__all__ = ["copied_log_probs"]
