@@ -37,5 +37,12 @@ def test_compare_models_writes_tables_and_its_curves_can_be_drawn(tmp_path, caps
     assert compare(options) == json.loads(json.dumps(found))  # read back, not run again
     load("learning_curves").main([str(results), str(tmp_path / "curves.png")])
     assert (tmp_path / "curves.png").stat().st_size > 5_000
+    checkpoint = str(results / "gamer+copying-seed0")
+    reports = load("calibration").main(
+        [str(data), checkpoint, "--protocol", "session_wise", "--users", "40", "--num-beams", "20"]
+        + ["--output", str(tmp_path / "calibration.png")]
+    )
+    assert reports["gamer+copying-seed0"].history_mass > 0
+    assert (tmp_path / "calibration.png").stat().st_size > 5_000
     with pytest.raises(ValueError, match="expected runs of `compare_models.py`, found none"):
         load("learning_curves").main([str(data), str(tmp_path / "none.png")])
