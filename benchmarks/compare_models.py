@@ -38,7 +38,9 @@ MODELS = {
     "gamer": ("gamer-small", DECODER),
     "gamer + 4x": ("gamer-small", {**DECODER, "data.augmentation": 4}),
     "mbgen": ("mbgen-small", {}),
+    "qwen3 + copying": ("gamer-small", {**DECODER, **PLAIN_QWEN3, **COPYING}),
     "gamer + copying": ("gamer-small", {**DECODER, **COPYING}),
+    "gamer + copying + 4x": ("gamer-small", {**DECODER, **COPYING, "data.augmentation": 4}),
     "mbgen + copying": ("mbgen-small", COPYING),
 }
 SASREC = "sasrec"

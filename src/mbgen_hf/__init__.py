@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from mbgen_hf.models.configuration_gamer import GamerConfig
 from mbgen_hf.models.configuration_mbgen import MBGenConfig
@@ -15,6 +16,7 @@ from mbgen_hf.models.item_trie import ItemTrie
 from mbgen_hf.models.logits_processors import BehaviorConstraint, CatalogConstraint
 from mbgen_hf.models.modeling_gamer import GamerForCausalLM
 from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
+from mbgen_hf.models.pipeline_recommendation import TASK, RecommendationPipeline
 from mbgen_hf.models.token_space import TokenSpace
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
 from mbgen_hf.version import __version__
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from mbgen_hf.training.settings import load_settings
     from mbgen_hf.training.train import build_model, train_model
 
+PIPELINE_REGISTRY.register_pipeline(
+    TASK, RecommendationPipeline, pt_model=(AutoModelForCausalLM, AutoModelForSeq2SeqLM)
+)
 AutoConfig.register("mbgen", MBGenConfig)
 AutoModel.register(MBGenConfig, MBGenForConditionalGeneration)
 AutoModelForSeq2SeqLM.register(MBGenConfig, MBGenForConditionalGeneration)
@@ -81,6 +86,7 @@ __all__ = [
     "ItemTrie",
     "MBGenConfig",
     "MBGenForConditionalGeneration",
+    "RecommendationPipeline",
     "Recommender",
     "SequenceTable",
     "TokenSpace",

@@ -8,6 +8,7 @@ from transformers.utils import ModelOutput
 from .generation_request import BeamRequest, beam_request, generation_settings
 from .item_trie import ItemTrie
 from .logits_processors import CatalogConstraint
+from .pipeline_recommendation import TASK, RecommendationPipeline
 from .prompts import match_rows, resolve_prompt
 from .request_catalog import RequestCatalog
 from .shared_history import DecodingContext
@@ -66,6 +67,9 @@ class ConstrainedGenerationMixin:
         # `register_for_auto_class` keeps one name, and loading remote code replaces it.
         name = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
         self.config.auto_map = dict.fromkeys(self.auto_classes, name)
+        # Its file travels with the others because this one imports it.
+        pipeline = f"{RecommendationPipeline.__module__.rsplit('.', 1)[-1]}.{RecommendationPipeline.__name__}"
+        self.config.custom_pipelines = {TASK: {"impl": pipeline, "pt": list(self.auto_classes[1:])}}
         return super().save_pretrained(save_directory, **kwargs)
 
     def _trie_key(self) -> tuple:

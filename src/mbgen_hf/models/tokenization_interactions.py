@@ -315,10 +315,15 @@ def _plain(value):
     return value.item() if isinstance(value, np.generic) else value
 
 
+def as_histories(history) -> tuple[list, bool]:
+    """One history or a list of them, as `encode_history` takes it, as a list, and whether it was one."""
+    single = isinstance(history, dict) or len(history) == 0 or _is_pair(history[0])
+    return [history] if single else list(history), single
+
+
 def _as_batch(history, user_id) -> tuple[list, list]:
     """Lists of histories and of users, however many were given."""
-    single = isinstance(history, dict) or len(history) == 0 or _is_pair(history[0])
-    histories = [history] if single else list(history)
+    histories, single = as_histories(history)
     if single or user_id is None or isinstance(user_id, (str, int, np.generic)):
         users = [user_id] * len(histories)
     else:
@@ -359,4 +364,4 @@ def _sessions(histories: list, lengths: np.ndarray) -> np.ndarray:
 
 InteractionTokenizer.register_for_auto_class()
 
-__all__ = ["InteractionTokenizer"]
+__all__ = ["InteractionTokenizer", "as_histories"]
