@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from mbgen_hf.fit_ids_command import add_fit_ids
 from mbgen_hf.version import __version__
 
 
@@ -46,7 +47,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mbgen-hf {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add_command in (_add_prepare, _add_train, _add_evaluate, _add_recommend, _add_push):
+    for add_command in (_add_prepare, add_fit_ids, _add_train, _add_evaluate, _add_recommend, _add_push):
         add_command(subparsers)
     return parser
 
@@ -127,6 +128,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         help="change a setting of the preset, such as model.d_model=128; may be given again")  # fmt: skip
     for flag, setting, kind in _SHORT_SETTINGS:
         add(flag, type=kind, metavar="N", help=f"short for --set {setting}=N")
+    add("--item-ids", metavar="IDS", help="folder written by `mbgen fit-ids`; short for --set item_ids.path=IDS")
     add("--bf16", action="store_true", help="short for --set training.bf16=true")
     add("--cpu", action="store_true", help="train on the CPU even where there is a GPU")
     add("--seed", type=int, default=42)
@@ -154,6 +156,8 @@ def _run_train(args: argparse.Namespace) -> int:
         value = getattr(args, flag[2:].replace("-", "_"))
         if value is not None:
             changes[setting] = value
+    if args.item_ids is not None:
+        changes["item_ids.path"] = args.item_ids
     if args.bf16:
         changes["training.bf16"] = True
     if args.cpu:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 from mbgen_hf.baselines.baseline import Baseline, check_length
 from mbgen_hf.baselines.baseline import training_mask as check_training_end
@@ -25,13 +26,23 @@ class SASRecNetwork(nn.Module):
     Args:
         num_items: catalog size; index 0 of the table is padding, item i is at i + 1.
         max_history: longest input.
+        initial_std: standard deviation of the item embeddings before training; `dim ** -0.5` by default.
     """
 
-    def __init__(self, num_items: int, max_history: int, dim: int, num_layers: int, num_heads: int, dropout: float):
+    def __init__(
+        self,
+        num_items: int,
+        max_history: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        dropout: float,
+        initial_std: float | None = None,
+    ):
         super().__init__()
         self.items = nn.Embedding(num_items + 1, dim, padding_idx=0)
         self.positions = nn.Embedding(max_history, dim)
-        nn.init.normal_(self.items.weight, std=dim**-0.5)
+        nn.init.normal_(self.items.weight, std=dim**-0.5 if initial_std is None else initial_std)
         nn.init.normal_(self.positions.weight, std=dim**-0.5)
         layer = nn.TransformerEncoderLayer(dim, num_heads, 4 * dim, dropout, batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, num_layers, nn.LayerNorm(dim), enable_nested_tensor=False)
@@ -59,6 +70,8 @@ class SASRecBaseline(Baseline):
         learning_rate, weight_decay: of AdamW; the rate decays to zero along a cosine.
         seed: of weights, order and dropout.
         device: where it runs; a GPU if there is one by default.
+        progress: show a bar over the passes.
+        initial_std: of the item embeddings; a small one leaves little noise in those of rare items.
     """
 
     name = "sasrec"
@@ -76,12 +89,16 @@ class SASRecBaseline(Baseline):
         weight_decay: float = 0.01,
         seed: int = 0,
         device: str | None = None,
+        progress: bool = False,
+        initial_std: float | None = None,
     ) -> None:
         self.max_history, self.seed = max_history, seed
         self.num_epochs, self.batch_size = num_epochs, batch_size
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.sizes = {"dim": dim, "num_layers": num_layers, "num_heads": num_heads, "dropout": dropout}
+        self.sizes["initial_std"] = initial_std
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.progress = progress
         self.network: SASRecNetwork | None = None
 
     def fit(self, table: SequenceTable, training_end: np.ndarray | None = None) -> Self:
@@ -103,7 +120,7 @@ class SASRecBaseline(Baseline):
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
         self.network.train()
-        for _ in range(self.num_epochs):
+        for _ in tqdm(range(self.num_epochs), desc="SASRec", disable=not self.progress, leave=False):
             order = rng.permutation(len(starts))
             for first in range(0, len(order), self.batch_size):
                 rows = order[first : first + self.batch_size]
@@ -122,6 +139,16 @@ class SASRecBaseline(Baseline):
         filled = np.zeros((len(starts), max(int((ends - starts).max(initial=0)), 1)), dtype=np.int64)
         filled[rows, positions - starts[rows]] = table.items[positions].astype(np.int64) + 1
         return torch.from_numpy(filled).to(self.device)
+
+    def item_embeddings(self) -> np.ndarray:
+        """`(num_items, dim)` embeddings that training has left, by catalog index.
+
+        Raises:
+            ValueError: called before `fit`.
+        """
+        if self.network is None:
+            raise ValueError("`item_embeddings`: expected a fitted baseline, found none; call `fit(table)` first")
+        return self.network.items.weight[1:].detach().cpu().numpy().copy()
 
     @torch.no_grad()
     def recommend(

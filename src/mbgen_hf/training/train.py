@@ -17,9 +17,9 @@ from mbgen_hf.data.batches import ExampleIndices
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.evaluation.evaluator import Recommender, sample
 from mbgen_hf.evaluation.protocols import TASKS, protocol_cases, protocol_training_end
-from mbgen_hf.item_ids.chunked import chunked_item_ids
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
 from mbgen_hf.training.architectures import ARCHITECTURES, TrainingData
+from mbgen_hf.training.catalog_codes import catalog_codes, check_item_id_settings, item_ids_fingerprint
 from mbgen_hf.training.checkpoint import (
     HISTORY_FILE,
     forget_model,
@@ -27,7 +27,7 @@ from mbgen_hf.training.checkpoint import (
     save_checkpoint,
     write_text_whole,
 )
-from mbgen_hf.training.settings import SECTIONS
+from mbgen_hf.training.settings import SECTIONS, check_section
 from mbgen_hf.training.trainer import RecommendationTrainer, TaskValidation
 
 
@@ -49,12 +49,13 @@ def build_model(table: SequenceTable, settings: dict[str, Any]) -> tuple[PreTrai
 
     Args:
         table: the sequences.
-        settings: as from `load_settings`; `architecture`, `item_ids`, `model` and `data.max_history` are read.
+        settings: as from `load_settings`; `architecture`, `item_ids`, `model`, `data.max_history` and `data.protocol`
+            are read.
 
     Raises:
         ValueError: unknown or contradicting settings.
     """
-    codes, code_sizes = chunked_item_ids(table.num_items, **settings["item_ids"])
+    codes, code_sizes = catalog_codes(table, settings["item_ids"], settings["data"]["protocol"])
     return ARCHITECTURES[settings["architecture"]].build(
         table, codes, code_sizes, settings["model"], settings["data"]["max_history"]
     )
@@ -101,6 +102,7 @@ def train_model(
     recommender = Recommender(model, tokenizer, table, validation["num_beams"], args.per_device_eval_batch_size)
     with args.main_process_first(local=False):
         record = {**settings, "seed": seed, "data_fingerprint": table.fingerprint()}
+        record |= item_ids_fingerprint(settings["item_ids"])
         last = _claim_folder(output_dir, record, resume, overwrite, args.should_save)
     if resume and (output_dir / "config.json").is_file():
         model, tokenizer = load_checkpoint(output_dir)
@@ -128,7 +130,6 @@ def _check_settings(settings: dict[str, Any]) -> None:
     """Check names and plain types of what no class checks by itself; raises `ValueError`."""
     data = inspect.signature(ARCHITECTURES[settings["architecture"]].data).parameters
     expected = {
-        "item_ids": {"base": (int, type(None)), "num_levels": (int, type(None)), "seed": (int,)},
         "validation": {"task": (str,), "num_beams": (int,), "max_users": (int, type(None)), "patience": (int,)},
         "data": {
             "protocol": (str,),
@@ -136,14 +137,8 @@ def _check_settings(settings: dict[str, Any]) -> None:
         },
     }
     for section, types in expected.items():
-        for name, value in settings[section].items():
-            if name not in types:
-                raise ValueError(f"`{section}`: expected settings {sorted(types)}, found {name!r}")
-            if not isinstance(value, types[name]) or (isinstance(value, bool) and bool not in types[name]):
-                kinds = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types[name])
-                raise ValueError(f"`{section}.{name}`: expected {kinds}, found {value!r}")
-        if missing := sorted(set(types) - set(settings[section]) - {"session_wise", "loss_on_behaviors"}):
-            raise ValueError(f"`{section}`: expected settings {sorted(types)}, found no {missing[0]!r}")
+        check_section(section, settings[section], types, optional=("session_wise", "loss_on_behaviors"))
+    check_item_id_settings(settings["item_ids"])
     validation = settings["validation"]
     if validation["task"] not in TASKS:
         raise ValueError(f"`validation.task`: expected one of {list(TASKS)}, found {validation['task']!r}")
