@@ -55,7 +55,8 @@ def run_one(table: SequenceTable, name: str, seed: int, args: argparse.Namespace
         return json.loads(record.read_text(encoding="utf-8"))
     if name == SASREC:
         return keep(record, run_sasrec(table, seed, args))
-    preset, changes = MODELS[name]
+    base, _, kind = name.partition(" @ ")
+    preset, changes = MODELS[base]
     changes = {
         "data.protocol": args.protocol,
         "training.max_steps": args.steps,
@@ -65,6 +66,7 @@ def run_one(table: SequenceTable, name: str, seed: int, args: argparse.Namespace
         "validation.patience": args.validations,
         "validation.max_users": args.validation_users,
         **changes,
+        **(item_id_changes(kind, args.item_ids) if kind else {}),
         **dict(map(parse_change, args.set)),
     }
     started = time.time()
@@ -74,6 +76,20 @@ def run_one(table: SequenceTable, name: str, seed: int, args: argparse.Namespace
     recommender = Recommender(model, tokenizer, table, args.num_beams)
     report = evaluate_tasks(recommender, "test", ["target", "behavior"], protocol=args.protocol)
     return keep(record, {"seconds": seconds, "parameters": model.num_parameters(), "report": report})
+
+
+def item_id_changes(kind: str, fitted: list[str]) -> dict:
+    """Settings of a kind of item IDs: one of those given by --item-ids, or a kind that needs no fitting.
+
+    Raises:
+        ValueError: a kind that was neither given nor goes without fitting.
+    """
+    folders = dict(entry.split("=", 1) for entry in fitted)
+    if kind in folders:
+        return {"item_ids.path": folders[kind]}
+    if kind != "single":
+        raise ValueError(f"`--models`: expected IDs of the kinds {sorted({*folders, 'single'})}, found {kind!r}")
+    return {"item_ids.method": "single"}
 
 
 def run_sasrec(table: SequenceTable, seed: int, args: argparse.Namespace) -> dict:
@@ -142,6 +158,8 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("data", type=Path, help="folder written by `mbgen prepare`")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--models", default=",".join([SASREC, *MODELS]), help="of " + ", ".join([SASREC, *MODELS]))
+    parser.add_argument("--item-ids", action="append", default=[], metavar="KIND=FOLDER",
+        help="IDs of `mbgen fit-ids`, for models named 'MODEL @ KIND'; 'MODEL @ single' needs none")  # fmt: skip
     parser.add_argument("--protocol", choices=("leave_one_out", "session_wise"), default="leave_one_out")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--steps", type=int, default=5000, help="optimizer steps of each model, the same for all")
