@@ -127,6 +127,8 @@ def train_model(
 def _check_settings(settings: dict[str, Any]) -> None:
     """Check names and plain types of what no class checks by itself; raises `ValueError`."""
     data = inspect.signature(ARCHITECTURES[settings["architecture"]].data).parameters
+    # These follow from the model's settings.
+    derived = {name for name, parameter in data.items() if parameter.default is not parameter.empty}
     expected = {
         "item_ids": {"base": (int, type(None)), "num_levels": (int, type(None)), "seed": (int,)},
         "validation": {"task": (str,), "num_beams": (int,), "max_users": (int, type(None)), "patience": (int,)},
@@ -142,7 +144,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
             if not isinstance(value, types[name]) or (isinstance(value, bool) and bool not in types[name]):
                 kinds = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types[name])
                 raise ValueError(f"`{section}.{name}`: expected {kinds}, found {value!r}")
-        if missing := sorted(set(types) - set(settings[section]) - {"session_wise", "loss_on_behaviors"}):
+        if missing := sorted(set(types) - set(settings[section]) - derived):
             raise ValueError(f"`{section}`: expected settings {sorted(types)}, found no {missing[0]!r}")
     validation = settings["validation"]
     if validation["task"] not in TASKS:
@@ -207,6 +209,8 @@ def _training_data(table: SequenceTable, tokenizer: InteractionTokenizer, settin
     if settings["architecture"] == "gamer":
         options["session_wise"] = settings["model"].get("session_wise_attention", False)
         options["loss_on_behaviors"] = settings["model"].get("loss_on_behaviors", True)
+    else:
+        options["causal_encoder"] = settings["model"].get("causal_encoder", False)
     cases = protocol_cases(table, protocol, "validation", options["max_history"])
     # A session has a case for each of its behaviors, but one next interaction.
     first = sample(np.unique(cases.users, return_index=True)[1], settings["validation"]["max_users"])
