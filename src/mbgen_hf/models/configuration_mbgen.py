@@ -36,6 +36,9 @@ class MBGenConfig(SwitchTransformersConfig):
         copy_from_history (`bool`): whether items of the history get a probability of their own (a copying head; ours,
             in neither paper).
         copy_dim (`int`): width of the copying head's queries and keys.
+        causal_encoder (`bool`): whether the encoder reads from the past to the future only, so that one pass over a
+            user's interactions serves the prediction of each of them. Histories then are `[BOS, user?, interactions]`,
+            without EOS, and relative positions one-directional. The paper's encoder reads in both directions.
         vocab_size (`int`, *optional*): follows from the token space; checked when given.
 
     Raises:
@@ -71,6 +74,7 @@ class MBGenConfig(SwitchTransformersConfig):
     injection_decoder_layers: list[int] | tuple[int, ...] | None = None
     behavior_embedding_dim: int = 64
     inject_behavior_tokens: bool = False
+    causal_encoder: bool = False
     copy_from_history: bool = False
     copy_dim: int = 64
 
@@ -107,6 +111,8 @@ class MBGenConfig(SwitchTransformersConfig):
             ("injection_decoder_layers", self.num_decoder_layers),
         ):
             validate_layers(name, getattr(self, name), count)
+        if self.causal_encoder and self.copy_from_history:
+            raise ValueError("`copy_from_history`: expected false with a causal encoder, found true")
 
 
 MBGenConfig.register_for_auto_class()

@@ -14,7 +14,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3Attention,
-    Qwen3RMSNorm,
     Qwen3RotaryEmbedding,
     apply_rotary_pos_emb,
     eager_attention_forward,
@@ -26,8 +25,18 @@ from .configuration_gamer import GamerConfig
 from .constrained_generation import ConstrainedGenerationMixin
 from .copying_search import copied_log_probs
 from .decoding_gamer import GamerDecoder
+from .fused_operations import (
+    HIDDEN,
+    MAX_KEYS_OF_PLAIN_ATTENTION,
+    Dropout,
+    FusedQwen3RMSNorm,
+    attend,
+    joint_linear,
+    norm_and_rotate,
+)
 from .history_copying import HistoryCopying, Interactions, likelihood_gain, mixed_log_probs
 from .routed_feed_forward import RoutedGatedFeedForward, RoutedLinear, Routing
+from .token_loss import label_log_probs, token_loss
 from .token_space import BEHAVIOR_SLOT, PAD
 
 
@@ -46,7 +55,40 @@ class CrossLevelView:
     sees_something: torch.Tensor
 
 
-class GamerCrossLevelAttention(Qwen3Attention):
+class GamerAttention(Qwen3Attention):
+    """`Qwen3Attention` with one product for queries, keys and values where attention is SDPA."""
+
+    def __init__(self, config: GamerConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.q_norm = FusedQwen3RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = FusedQwen3RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.config._attn_implementation != "sdpa":
+            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+        projected = joint_linear(hidden_states, self.q_proj, self.k_proj, self.v_proj)
+        output = self._attend(*projected, position_embeddings, attention_mask, past_key_values)
+        return self.o_proj(output), None
+
+    def _attend(self, queries, keys, values, position_embeddings, mask, past_key_values) -> torch.Tensor:
+        """Attention of projected states `(batch_size, seq_len, width)`, before the last projection."""
+        shape = (*queries.shape[:-1], -1, self.head_dim)
+        queries = norm_and_rotate(queries.view(shape), self.q_norm, *position_embeddings).transpose(1, 2)
+        keys = norm_and_rotate(keys.view(shape), self.k_norm, *position_embeddings).transpose(1, 2)
+        values = values.view(shape).transpose(1, 2)
+        if past_key_values is not None:
+            keys, values = past_key_values.update(keys, values, self.layer_idx)
+        return attend(queries, keys, values, mask, self.scaling, self.attention_dropout if self.training else 0.0)
+
+
+class GamerCrossLevelAttention(GamerAttention):
     """Attention to earlier tokens of strictly lower behavior level, with a gate (equations 2 to 4).
 
     A token with nothing to see receives exactly zero, forward and backward. Implementations differ in what softmax
@@ -71,10 +113,22 @@ class GamerCrossLevelAttention(Qwen3Attention):
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        queries = self.q_proj(hidden_states) + self.q_behavior_embedding(view.behaviors)
-        keys = self.k_proj(hidden_states) + self.k_behavior_embedding(view.behaviors)
-        values = self.v_proj(hidden_states) + self.v_behavior_embedding(view.behaviors)
+        queries, keys, values, gate = joint_linear(hidden_states, self.q_proj, self.k_proj, self.v_proj, self.gating)
+        queries = queries + self.q_behavior_embedding(view.behaviors)
+        keys = keys + self.k_behavior_embedding(view.behaviors)
+        values = values + self.v_behavior_embedding(view.behaviors)
+        if self.config._attn_implementation == "sdpa":
+            output = self._attend(queries, keys, values, position_embeddings, view.mask, past_key_values)
+        else:
+            output = self._attend_by_interface(
+                queries, keys, values, position_embeddings, view.mask, past_key_values, **kwargs
+            )
+        gate = nn.functional.silu(gate) * view.sees_something.to(gate.dtype)
+        return self.o_proj(output) * gate
+
+    def _attend_by_interface(self, queries, keys, values, position_embeddings, mask, past_key_values, **kwargs):
+        """The same with the attention implementation that the configuration names."""
+        shape = (*queries.shape[:-1], -1, self.head_dim)
         queries = self.q_norm(queries.view(shape)).transpose(1, 2)
         keys = self.k_norm(keys.view(shape)).transpose(1, 2)
         values = values.view(shape).transpose(1, 2)
@@ -89,13 +143,12 @@ class GamerCrossLevelAttention(Qwen3Attention):
             queries,
             keys,
             values,
-            view.mask,
+            mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
-        output = self.o_proj(output.reshape(*hidden_states.shape[:-1], -1))
-        return output * nn.functional.silu(self.gating(hidden_states)) * view.sees_something.to(output.dtype)
+        return output.reshape(*shape[:-2], -1)
 
 
 class GamerDecoderLayer(GradientCheckpointingLayer):
@@ -103,14 +156,14 @@ class GamerDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: GamerConfig, layer_idx: int):
         super().__init__()
-        self.self_attn = Qwen3Attention(config, layer_idx)
-        self.input_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = GamerAttention(config, layer_idx)
+        self.input_layernorm = FusedQwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.cross_attn = None
         if layer_idx in config.cross_level_layers:
             # The keys of the second attention layer of a block lie behind those of all first ones in the cache.
             cache_idx = config.num_hidden_layers + sorted(config.cross_level_layers).index(layer_idx)
             self.cross_attn = GamerCrossLevelAttention(config, layer_idx, cache_idx)
-            self.post_self_attention_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.post_self_attention_layernorm = FusedQwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = RoutedGatedFeedForward(
             d_model=config.hidden_size,
             d_ff=config.intermediate_size,
@@ -120,8 +173,8 @@ class GamerDecoderLayer(GradientCheckpointingLayer):
             activation=ACT2FN[config.hidden_act],
             dropout=config.expert_dropout,
         )
-        self.post_cross_attention_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.post_cross_attention_layernorm = FusedQwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(
         self,
@@ -180,7 +233,7 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList(GamerDecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = FusedQwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = Qwen3RotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -245,9 +298,7 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
             "attention_mask": attention_mask,
             "past_key_values": past_key_values,
         }
-        self_mask = create_causal_mask(
-            **masks, and_mask_function=self._self_rule(all_input_ids, session_ids, sequence_ids)
-        )
+        self_mask = self._mask(masks, self._self_rule(all_input_ids, session_ids, sequence_ids), new)
         space = self.config.token_space
         slots, behaviors = space.slots(input_ids), space.behavior_indices(all_input_ids, include_behavior_tokens=True)
         view = self._cross_level_view(masks, behaviors, attention_mask, sequence_ids, new)
@@ -314,8 +365,30 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
 
         # Padding is excluded by its level. Without the padding mask on top, a padded row keeps its own key as well, so
         # that no implementation meets a row without any.
-        mask = create_causal_mask(**masks | {"attention_mask": None}, and_mask_function=strictly_lower)
+        mask = self._mask(masks | {"attention_mask": None}, strictly_lower, new)
         return CrossLevelView(mask, behaviors[:, new], sees[:, new, None])
+
+    def _mask(self, masks: dict, rule: Callable | None, new: slice):
+        """Causal mask with a rule on top, as the attention implementation takes it.
+
+        For SDPA `(batch_size, 1, seq_len, total_len)`: boolean where a kernel reads it, else something to add.
+        """
+        if self.config._attn_implementation != "sdpa":
+            return create_causal_mask(**masks, and_mask_function=rule)
+        states, present = masks["inputs_embeds"], masks["attention_mask"]
+        length = new.start + states.shape[1] if present is None else present.shape[1]
+        rows = torch.arange(len(states), device=states.device)[:, None, None]
+        columns = torch.arange(length, device=states.device)
+        queries, keys = columns[new][None, :, None], columns[None, None]
+        mask = keys <= queries
+        if present is not None:
+            mask = mask & present[:, None].bool()
+        if rule is not None:
+            mask = mask & rule(rows, 0, queries, keys)
+        mask = mask[:, None]
+        if length > MAX_KEYS_OF_PLAIN_ATTENTION and not (self.training and self.config.attention_dropout):
+            return mask
+        return torch.where(mask, 0.0, HIDDEN).to(masks["inputs_embeds"].dtype)
 
 
 class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3ForCausalLM):
@@ -347,6 +420,7 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         r"""
@@ -355,11 +429,13 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
                 token does not count; each is predicted from the tokens before it. The loss is their mean
                 cross-entropy, of logits divided by `loss_temperature`.
             logits_to_keep (`int`, *optional*): logits of so many last positions only; of all by default.
+            skip_logits (`bool`, *optional*): whether to return no logits; by default those of a training pass with
+                labels are never made as a whole.
 
         The other arguments are those of [`GamerModel`].
 
         Returns:
-            `CausalLMOutputWithPast` with `loss` and `logits` of shape `(batch_size, seq_len, vocab_size)`.
+            `CausalLMOutputWithPast` with `loss` and `logits` of shape `(batch_size, seq_len, vocab_size)` or `None`.
         """
         if labels is not None:
             use_cache = False  # A loss needs no keys and values of the past.
@@ -379,27 +455,21 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
         states = output.last_hidden_state
         if self.copying is not None and not isinstance(logits_to_keep, int):
             raise ValueError("`logits_to_keep`: expected a number of positions with a copying head, found a tensor")
-        loss = None
-        logits = self.lm_head(_last(states, logits_to_keep))
+        if skip_logits is None:
+            skip_logits = self.training and labels is not None
+        ids = input_ids if all_input_ids is None else all_input_ids
+        sessions = session_ids if self.config.session_wise_attention else None
+        loss = logits = None
         if labels is not None:
             labels = labels.masked_fill(self._has_no_predecessor(input_ids, attention_mask, sequence_ids), -100)
-            loss = self.loss_function(
-                logits=logits / self.config.loss_temperature,
-                labels=labels,
-                vocab_size=self.config.vocab_size,
-                num_items_in_batch=kwargs.get("num_items_in_batch"),
-            )
-        if self.copying is not None:
-            ids = input_ids if all_input_ids is None else all_input_ids
-            if output.past_key_values is not None:
-                states = self._cached_states(states, output.past_key_values)
-            sessions = session_ids if self.config.session_wise_attention else None
-            if labels is not None:
-                gain = self._copying_gain(ids, states, logits, labels, sequence_ids, sessions)
-                count = kwargs.get("num_items_in_batch")
-                loss = loss - gain / ((labels[:, 1:] != -100).sum() if count is None else count)
-            if labels is None or not self.training:
-                logits = self._copying_log_probs(ids, states, logits.shape[1], sequence_ids, sessions)
+            loss = self._loss(ids, states, labels, sequence_ids, sessions, kwargs.get("num_items_in_batch"))
+        if self.copying is not None and output.past_key_values is not None:
+            states = self._cached_states(states, output.past_key_values)
+        if not skip_logits and self.copying is not None:
+            keep = logits_to_keep or input_ids.shape[1]
+            logits = self._copying_log_probs(ids, states, keep, sequence_ids, sessions)
+        elif not skip_logits:
+            logits = self.lm_head(_last(states, logits_to_keep))
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -408,17 +478,28 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
             attentions=output.attentions,
         )
 
+    def _loss(self, ids, states, labels, sequence_ids, session_ids, num_labels) -> torch.Tensor:
+        """Mean cross-entropy of the labels, less what copying adds to the likelihood of items."""
+        head, temperature = self.lm_head.weight, self.config.loss_temperature
+        if num_labels is None:
+            num_labels = (labels[:, 1:] != -100).sum()
+        if self.copying is None:
+            return token_loss(states[:, :-1], head, labels[:, 1:], num_labels, temperature=temperature)
+        # An item is copied or not as a whole: the probabilities of all of its tokens are needed, counted or not.
+        log_probs = label_log_probs(states[:, :-1], head, ids[:, 1:], temperature)
+        gain = self._copying_gain(ids, states, log_probs, labels, sequence_ids, session_ids)
+        return -(log_probs[labels[:, 1:] != -100].sum() + gain) / num_labels
+
     def _cached_states(self, states: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Final states of the whole row: those of earlier passes are kept as one more layer of the cache."""
         layer = self.config.num_hidden_layers + len(self.config.cross_level_layers)
         return cache.update(states[:, None], states[:, None, :, :0], layer)[0][:, 0]
 
-    def _copying_gain(self, ids, states, logits, labels, sequence_ids, session_ids) -> torch.Tensor:
+    def _copying_gain(self, ids, states, log_probs, labels, sequence_ids, session_ids) -> torch.Tensor:
         """Sum of what copying adds to the log-likelihood of the items whose codes count in the loss."""
         levels = self.config.token_space.num_code_levels
         history = Interactions.of(ids, self.config.token_space)
-        log_probs = (logits[:, :-1].float() / self.config.loss_temperature).log_softmax(-1)
-        of_token = nn.functional.pad(log_probs.gather(2, ids[:, 1:, None])[..., 0], (1, 0))
+        of_token = nn.functional.pad(log_probs, (1, 0))
         columns = history.last[..., None] + torch.arange(1 - levels, 1, device=ids.device)
         of_item = of_token.gather(1, columns.clamp(min=0).flatten(1)).view(columns.shape).sum(-1)
         behavior_columns = (history.last - levels).clamp(min=0)

@@ -8,24 +8,26 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, SwitchTransfo
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import Seq2SeqMoEOutput
+from transformers.modeling_outputs import MoEModelOutputWithPastAndCrossAttentions, Seq2SeqMoEOutput
 from transformers.models.switch_transformers.modeling_switch_transformers import (
     SwitchTransformersAttention,
     SwitchTransformersLayerCrossAttention,
     SwitchTransformersLayerFF,
-    SwitchTransformersLayerNorm,
     SwitchTransformersLayerSelfAttention,
     SwitchTransformersPreTrainedModel,
     SwitchTransformersStack,
 )
-from transformers.utils.output_capturing import OutputRecorder
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_mbgen import MBGenConfig
 from .constrained_generation import ConstrainedGenerationMixin
 from .copying_search import copied_log_probs
 from .decoding_mbgen import MBGenDecoder
+from .fused_operations import HIDDEN, Dropout, FusedSwitchLayerNorm, attend, joint_linear
 from .history_copying import HistoryCopying, Interactions, likelihood_gain, mixed_log_probs
 from .routed_feed_forward import RoutedFeedForward, Routing
+from .token_loss import label_log_probs, token_loss
 from .token_space import BEHAVIOR_SLOT
 
 
@@ -46,65 +48,132 @@ class MBGenLayerFF(SwitchTransformersLayerFF):
             activation=ACT2FN[config.dense_act_fn],
             dropout=config.dropout_rate,
         )
-        self.layer_norm = SwitchTransformersLayerNorm(config.d_model, eps=config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.layer_norm = FusedSwitchLayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, hidden_states: torch.Tensor, routing: Routing) -> torch.Tensor:
         return hidden_states + self.dropout(self.mlp(self.layer_norm(hidden_states), routing))
 
 
+class MBGenAttention(SwitchTransformersAttention):
+    """The stock attention, which knows eager attention only, with SDPA as well.
+
+    Masks come inside `position_bias`. The query rows of cross-attention may be several per history: the decoder's rows
+    `(batch_size * n, target_len)` then read the `(batch_size, seq_len)` states of their history without a copy.
+    """
+
+    def __init__(self, config: MBGenConfig, has_relative_attention_bias: bool = False, layer_idx: int | None = None):
+        super().__init__(config, has_relative_attention_bias, layer_idx)
+        # Chooses one-directional buckets of the relative position.
+        self.is_decoder = config.is_decoder or config.causal_encoder
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        key_value_states: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        shape = hidden_states.shape
+        if key_value_states is not None:
+            hidden_states = hidden_states.reshape(len(key_value_states), -1, shape[-1])
+        if self.config._attn_implementation != "sdpa":
+            outputs = super().forward(
+                hidden_states, mask, key_value_states, position_bias, past_key_values=past_key_values, **kwargs
+            )
+            return outputs[0].reshape(shape), *outputs[1:]
+        if key_value_states is None:
+            queries, keys, values = joint_linear(hidden_states, self.q, self.k, self.v)
+            keys, values = self._heads(keys), self._heads(values)
+            if past_key_values is not None:
+                cache = getattr(past_key_values, "self_attention_cache", past_key_values)
+                keys, values = cache.update(keys, values, self.layer_idx)
+        else:
+            queries = self.q(hidden_states)
+            keys, values = self._history_keys(key_value_states, past_key_values)
+        dropout = self.dropout if self.training else 0.0
+        output = attend(self._heads(queries), keys, values, position_bias, self.scaling, dropout)
+        return self.o(output).reshape(shape), position_bias, None
+
+    def _heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.view(*states.shape[:-1], -1, self.key_value_proj_dim).transpose(1, 2)
+
+    def _history_keys(self, states: torch.Tensor, past_key_values: Cache | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the encoder's states, made at the first step only."""
+        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
+            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            return layer.keys, layer.values
+        keys, values = map(self._heads, joint_linear(states, self.k, self.v))
+        if past_key_values is not None:
+            keys, values = past_key_values.cross_attention_cache.update(keys, values, self.layer_idx)
+            past_key_values.is_updated[self.layer_idx] = True
+        return keys, values
+
+
+class MBGenLayerSelfAttention(SwitchTransformersLayerSelfAttention):
+    """The stock sub-layer with the attention, norm and dropout of this module."""
+
+    def __init__(self, config: MBGenConfig, layer_idx: int):
+        nn.Module.__init__(self)
+        self.SelfAttention = MBGenAttention(config, has_relative_attention_bias=layer_idx == 0, layer_idx=layer_idx)
+        self.layer_norm = FusedSwitchLayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.dropout = Dropout(config.dropout_rate)
+
+
+class MBGenLayerCrossAttention(SwitchTransformersLayerCrossAttention):
+    """The stock sub-layer with the attention, norm and dropout of this module."""
+
+    def __init__(self, config: MBGenConfig, layer_idx: int):
+        nn.Module.__init__(self)
+        self.EncDecAttention = MBGenAttention(config, layer_idx=layer_idx)
+        self.layer_norm = FusedSwitchLayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.dropout = Dropout(config.dropout_rate)
+
+
 class MBGenBlock(GradientCheckpointingLayer):
     """Self-attention, cross-attention (decoder), routed feed-forward.
 
-    The attention layers are the stock ones. Hidden states are not clamped: training is bf16 or float32, never fp16.
+    Hidden states are not clamped: training is bf16 or float32, never fp16.
     """
 
     def __init__(self, config: MBGenConfig, layer_idx: int):
         super().__init__()
-        self.layer = nn.ModuleList()
-        self.layer.append(
-            SwitchTransformersLayerSelfAttention(
-                config, has_relative_attention_bias=layer_idx == 0, layer_idx=layer_idx
-            )
-        )
+        self.layer = nn.ModuleList([MBGenLayerSelfAttention(config, layer_idx)])
         if config.is_decoder:
-            self.layer.append(SwitchTransformersLayerCrossAttention(config, layer_idx=layer_idx))
+            self.layer.append(MBGenLayerCrossAttention(config, layer_idx))
         self.layer.append(MBGenLayerFF(config, layer_idx))
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_bias: torch.Tensor | None = None,
+        position_bias: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        encoder_decoder_position_bias: torch.Tensor | None = None,
+        encoder_bias: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         routing: Routing | None = None,
         **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        hidden_states, position_bias, _ = self.layer[0](
-            hidden_states,
-            attention_mask=attention_mask,
-            position_bias=position_bias,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
+    ) -> torch.Tensor:
+        """Biases hold relative positions (self-attention only) and masks, `(1 or batch_size, heads or 1, q, k)`."""
+        hidden_states = self.layer[0](
+            hidden_states, position_bias=position_bias, past_key_values=past_key_values, **kwargs
+        )[0]
         if encoder_hidden_states is not None:
-            hidden_states, encoder_decoder_position_bias, _ = self.layer[1](
+            hidden_states = self.layer[1](
                 hidden_states,
                 key_value_states=encoder_hidden_states,
-                attention_mask=encoder_attention_mask,
-                position_bias=encoder_decoder_position_bias,
+                position_bias=encoder_bias,
                 past_key_values=past_key_values,
                 **kwargs,
-            )
-        return self.layer[-1](hidden_states, routing), position_bias, encoder_decoder_position_bias
+            )[0]
+        return self.layer[-1](hidden_states, routing)
 
 
 class MBGenPreTrainedModel(SwitchTransformersPreTrainedModel):
     config: MBGenConfig
     base_model_prefix = "mbgen"
+    _supports_sdpa = True
     _no_split_modules = ["MBGenBlock"]
 
     def _initialize_weights(self, module: nn.Module, *args, **kwargs) -> None:
@@ -145,22 +214,33 @@ class MBGenStack(MBGenPreTrainedModel, SwitchTransformersStack):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.is_decoder = config.is_decoder
         self.block = nn.ModuleList(MBGenBlock(config, layer_idx) for layer_idx in range(config.num_layers))
-        self.final_layer_norm = SwitchTransformersLayerNorm(config.d_model, eps=config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.final_layer_norm = FusedSwitchLayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.dropout = Dropout(config.dropout_rate)
         self.post_init()
 
+    @merge_with_config_defaults
+    @capture_outputs
     def forward(
         self,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         decoder_behavior_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
         **kwargs,
-    ):
+    ) -> MoEModelOutputWithPastAndCrossAttentions:
         """As the stock stack, on ids only: a token's slot is a look-up on its id.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`): token ids.
+            input_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`): token ids; for a decoder whose rows are
+                several per history `(batch_size * n, seq_len)`, those of one history behind each other.
+            attention_mask (`torch.Tensor` of shape `(batch_size, total_len)`, *optional*): 1 for tokens.
+            encoder_hidden_states (`torch.Tensor` of shape `(batch_size, history_len, d_model)`, *optional*): the
+                histories.
+            encoder_attention_mask (`torch.Tensor` of shape `(batch_size, history_len)`, *optional*): 1 for what the
+                decoder sees of them; `(batch_size, n, history_len)` where every row sees a part of its own.
             decoder_behavior_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*): behavior rows of
                 `input_ids`, needed once earlier tokens sit in the cache only. The encoder ignores them.
 
@@ -170,21 +250,60 @@ class MBGenStack(MBGenPreTrainedModel, SwitchTransformersStack):
         if input_ids is None:
             raise ValueError("`input_ids`: expected token ids, found None; embeddings carry no slot")
         space = self.config.token_space
-        behaviors = decoder_behavior_ids if self.is_decoder else None
-        if behaviors is None:
-            if self.is_decoder and past_key_values is not None and past_key_values.get_seq_length() > 0:
+        if not self.is_decoder:
+            past_key_values, decoder_behavior_ids = None, None
+        elif use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if decoder_behavior_ids is None:
+            if seen > 0:
                 raise ValueError(
                     "`decoder_behavior_ids`: expected behaviors of the new tokens beside a filled cache, found None"
                 )
-            behaviors = space.behavior_indices(input_ids, self.config.inject_behavior_tokens)
-        routing = Routing.from_slots(space.slots(input_ids), behaviors, space.num_slots)
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            routing=routing,
-            **kwargs,
+            decoder_behavior_ids = space.behavior_indices(input_ids, self.config.inject_behavior_tokens)
+        routing = Routing.from_slots(space.slots(input_ids), decoder_behavior_ids, space.num_slots)
+        hidden_states = self.dropout(self.embed_tokens(input_ids))
+        position_bias = self._position_bias(hidden_states, attention_mask, past_key_values, seen)
+        encoder_bias = None
+        if encoder_hidden_states is not None and encoder_attention_mask is not None:
+            encoder_bias = self._encoder_bias(hidden_states, encoder_attention_mask)
+        for block in self.block:
+            hidden_states = block(
+                hidden_states,
+                position_bias,
+                encoder_hidden_states,
+                encoder_bias,
+                past_key_values=past_key_values,
+                routing=routing,
+                **kwargs,
+            )
+        return MoEModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=self.dropout(self.final_layer_norm(hidden_states)), past_key_values=past_key_values
         )
+
+    def _position_bias(self, states, attention_mask, past_key_values, seen) -> torch.Tensor:
+        """Relative position bias with the mask in it: padding, and what follows where the stack is causal."""
+        length = total = states.shape[1]
+        if past_key_values is not None:
+            total, _ = past_key_values.get_mask_sizes(length, 0)
+        attention = self.block[0].layer[0].SelfAttention
+        bias = attention.compute_bias(length, total, device=states.device, past_seen_tokens=seen).to(states.dtype)
+        keys = torch.arange(total, device=states.device)
+        hidden = None
+        if attention.is_decoder:
+            hidden = (keys > keys.new_tensor(seen) + torch.arange(length, device=states.device)[:, None])[None, None]
+        if attention_mask is not None:
+            padding = attention_mask[:, None, None, :total] == 0
+            hidden = padding if hidden is None else hidden | padding
+        return bias if hidden is None else bias.masked_fill(hidden, HIDDEN)
+
+    @staticmethod
+    def _encoder_bias(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, 1, 1 or n * target_len, history_len)`, 0 for what is seen."""
+        if mask.dim() == 3:
+            mask = mask.repeat_interleave(states.shape[1], dim=1)
+        mask = mask[:, None, None] if mask.dim() == 2 else mask[:, None]
+        return torch.zeros(mask.shape, dtype=states.dtype, device=states.device).masked_fill(mask == 0, HIDDEN)
 
 
 class MBGenForConditionalGeneration(
@@ -196,10 +315,6 @@ class MBGenForConditionalGeneration(
     """
 
     auto_classes = ("AutoModel", "AutoModelForSeq2SeqLM")
-
-    # The stock forward takes `**kwargs` and averages the loss itself; without this the Trainer would not divide by
-    # the number of accumulation steps.
-    accepts_loss_kwargs = False
 
     def __init__(self, config: MBGenConfig):
         super(SwitchTransformersForConditionalGeneration, self).__init__(config)
@@ -228,13 +343,17 @@ class MBGenForConditionalGeneration(
         encoder_outputs=None,
         past_key_values: Cache | None = None,
         labels: torch.LongTensor | None = None,
+        history_lengths: torch.LongTensor | None = None,
         decoder_history_ids: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        skip_logits: bool | None = None,
         **kwargs,
-    ):
+    ) -> Seq2SeqMoEOutput:
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`):
-                Histories `[user?, (b, c0..c_{m-1}) x n, EOS]`, padded on either side.
+                Histories `[user?, (b, c0..c_{m-1}) x n, EOS]`, padded on either side; with a causal encoder
+                `[BOS, user?, (b, c0..c_{m-1}) x n]`, of which every part that ends between interactions is a history.
             attention_mask (`torch.Tensor` of shape `(batch_size, seq_len)`, *optional*):
                 1 for tokens, 0 for padding; where `input_ids` is not PAD by default.
             decoder_input_ids (`torch.LongTensor` of shape `(batch_size, target_len)`, *optional*):
@@ -243,42 +362,86 @@ class MBGenForConditionalGeneration(
                 Behavior row of every decoder token; derived from `decoder_input_ids` unless a cache holds the earlier
                 ones, where `generate` supplies it.
             labels (`torch.LongTensor` of shape `(batch_size, m + 2)`, *optional*):
-                `[b, c0..c_{m-1}, EOS]`; the loss is the mean cross-entropy over all of them (-100 is ignored).
+                `[b, c0..c_{m-1}, EOS]`; the loss is the mean cross-entropy over all of them (-100 is ignored). With
+                `history_lengths` of shape `(batch_size, n, m + 2)`: n interactions after as many parts of a history.
+            history_lengths (`torch.LongTensor` of shape `(batch_size, n)`, *optional*):
+                How many tokens of its history, padded on the right, each of the n interactions is predicted from;
+                with a causal encoder, for which one pass over the history serves them all.
             decoder_history_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*):
                 The history once more where only its `encoder_outputs` are given, which a copying head can not do
                 without; `generate` supplies it.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                What the sum of the loss is divided by; the number of labels by default.
+            skip_logits (`bool`, *optional*):
+                Whether to return no logits; by default those of a training pass with labels are never made as a whole.
 
         Returns:
-            `Seq2SeqMoEOutput` with `loss`, `logits` of shape `(batch_size, target_len, vocab_size)` and the rest as in
-            SwitchTransformers.
+            `Seq2SeqMoEOutput` with `loss`, `logits` of shape `(batch_size, target_len, vocab_size)` or `None`, and the
+            rest as in SwitchTransformers.
+
+        Raises:
+            ValueError: `history_lengths` without a causal encoder or without labels.
         """
         if attention_mask is None and input_ids is not None:
             attention_mask = input_ids != self.config.pad_token_id
+        if history_lengths is not None and (labels is None or not self.config.causal_encoder):
+            raise ValueError("`history_lengths`: expected a causal encoder and labels beside them, found none")
+        if self.copying is not None:
+            return self._forward_with_copying(
+                input_ids if decoder_history_ids is None else decoder_history_ids,
+                attention_mask,
+                self._shift_right(labels) if decoder_input_ids is None else decoder_input_ids,
+                decoder_attention_mask,
+                encoder_outputs,
+                labels,
+                num_items_in_batch,
+            )
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if labels is not None:
             kwargs["use_cache"] = False  # A loss needs no keys and values of the past.
-        if self.copying is None:
-            return super().forward(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                decoder_input_ids=decoder_input_ids,
-                decoder_attention_mask=decoder_attention_mask,
-                decoder_behavior_ids=decoder_behavior_ids,
-                encoder_outputs=encoder_outputs,
-                past_key_values=past_key_values,
-                labels=labels,
-                **kwargs,
-            )
-        return self._forward_with_copying(
-            input_ids if decoder_history_ids is None else decoder_history_ids,
-            attention_mask,
-            self._shift_right(labels) if decoder_input_ids is None else decoder_input_ids,
-            decoder_attention_mask,
-            encoder_outputs,
-            labels,
+            if decoder_input_ids is None:
+                decoder_input_ids = self._shift_right(labels)
+        if history_lengths is not None:
+            columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+            attention_mask = attention_mask[:, None].bool() & (columns < history_lengths[..., None])
+        output = self.decoder(
+            input_ids=decoder_input_ids.flatten(0, -2),
+            attention_mask=decoder_attention_mask,
+            decoder_behavior_ids=decoder_behavior_ids,
+            past_key_values=past_key_values,
+            encoder_hidden_states=encoder_outputs[0],
+            encoder_attention_mask=attention_mask,
+            **kwargs,
+        )
+        states, loss = output.last_hidden_state, None
+        if self.config.tie_word_embeddings:
+            states = states * self.model_dim**-0.5
+        if labels is not None:
+            loss = token_loss(states, self.lm_head.weight, labels.flatten(0, -2), num_items_in_batch)
+        if skip_logits is None:
+            skip_logits = self.training and labels is not None
+        return Seq2SeqMoEOutput(
+            loss=loss,
+            logits=None if skip_logits else self.lm_head(states).view(*decoder_input_ids.shape, -1),
+            past_key_values=output.past_key_values,
+            decoder_hidden_states=output.hidden_states,
+            decoder_attentions=output.attentions,
+            cross_attentions=output.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs[0],
+            encoder_hidden_states=encoder_outputs.get("hidden_states"),
+            encoder_attentions=encoder_outputs.get("attentions"),
         )
 
     def _forward_with_copying(
-        self, history_ids, attention_mask, decoder_input_ids, decoder_attention_mask, encoder_outputs, labels
+        self,
+        history_ids,
+        attention_mask,
+        decoder_input_ids,
+        decoder_attention_mask,
+        encoder_outputs,
+        labels,
+        num_labels,
     ) -> Seq2SeqMoEOutput:
         """As the stock forward, without a cache; the decoder reads no more than the tokens of one interaction."""
         if history_ids is None:
@@ -293,7 +456,6 @@ class MBGenForConditionalGeneration(
             use_cache=False,
         ).last_hidden_state
         scale = self.model_dim**-0.5 if self.config.tie_word_embeddings else 1.0
-        generated = self.lm_head(states * scale).float().log_softmax(-1)
         space = self.config.token_space
         history = Interactions.of(history_ids, space)
         # The decoder reads BOS, then one interaction: its behavior token, if it got that far, is in column 1.
@@ -301,14 +463,16 @@ class MBGenForConditionalGeneration(
         choice = self.copying.from_encoder(asked, encoder_outputs[0], history)
         loss = None
         if labels is not None:
-            loss = nn.functional.nll_loss(generated.flatten(0, 1), labels.flatten())
+            log_probs = label_log_probs(states * scale, self.lm_head.weight, labels)
             codes = slice(1, 1 + space.num_code_levels)
-            of_item = generated[:, codes].gather(2, labels[:, codes, None].clamp(min=0)).sum((1, 2))
+            of_item = log_probs[:, codes].sum(-1)
             gain = likelihood_gain(choice, of_item[:, None], labels[:, None, codes], history)[:, 0]
             counts = (labels[:, codes] >= 0).all(-1)
-            loss = loss - torch.where(counts, gain, 0.0).sum() / (labels != -100).sum()
-        logits = generated
+            total = log_probs.sum() + torch.where(counts, gain, 0.0).sum()
+            loss = -total / ((labels != -100).sum() if num_labels is None else num_labels)
+        logits = None
         if labels is None or not self.training:
+            generated = self.lm_head(states * scale).float().log_softmax(-1)
             logits = mixed_log_probs(
                 choice.expand(decoder_input_ids.shape[1]), generated, decoder_input_ids, history, space
             )
@@ -325,7 +489,8 @@ class MBGenForConditionalGeneration(
     ) -> tuple[dict[str, torch.Tensor], int]:
         """The history goes to the encoder, BOS and the prompt to the decoder."""
         if input_ids is None:
-            input_ids = prompt_ids.new_full((len(prompt_ids), 1), self.config.eos_token_id)
+            start = self.config.bos_token_id if self.config.causal_encoder else self.config.eos_token_id
+            input_ids = prompt_ids.new_full((len(prompt_ids), 1), start)
         if attention_mask is None:
             attention_mask = (input_ids != self.config.pad_token_id).long()
         start_ids = prompt_ids.new_full((len(prompt_ids), 1), self.config.decoder_start_token_id)

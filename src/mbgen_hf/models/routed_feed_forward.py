@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .fused_operations import Dropout, joint_linear, reorder
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -154,7 +156,7 @@ class RoutedFeedForward(nn.Module):
         else:
             self.behavior_embedding = None
         self.activation = activation
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self._add_weights(d_model + injection_dim, d_ff, d_model)
 
     @property
@@ -169,8 +171,9 @@ class RoutedFeedForward(nn.Module):
         if not self.routed:
             return self._transform(hidden_states)
         shape = hidden_states.shape
-        states = hidden_states.reshape(-1, shape[-1])[routing.order]
-        return self._transform(states, routing.ends)[routing.restore].reshape(*shape[:-1], -1)
+        states = reorder(hidden_states.reshape(-1, shape[-1]), routing.order, routing.restore)
+        states = self._transform(states, routing.ends)
+        return reorder(states, routing.restore, routing.order).reshape(*shape[:-1], -1)
 
     def _linear(self, in_features: int, out_features: int) -> nn.Module:
         """A map that takes `(states, ends)` where the layer is routed and `(states,)` where it is dense."""
@@ -195,7 +198,12 @@ class RoutedGatedFeedForward(RoutedFeedForward):
         self.down_proj = self._linear(d_ff, d_out)
 
     def _transform(self, states: torch.Tensor, *ends: torch.Tensor) -> torch.Tensor:
-        inner = self.activation(self.gate_proj(states, *ends)) * self.up_proj(states, *ends)
+        if self.routed:
+            both = torch.cat([self.gate_proj.weight, self.up_proj.weight], dim=1)
+            gate, up = grouped_matmul(states, both.transpose(1, 2), *ends).chunk(2, dim=-1)
+        else:
+            gate, up = joint_linear(states, self.gate_proj, self.up_proj)
+        inner = self.activation(gate) * up
         return self.down_proj(self.dropout(inner), *ends)
 
 

@@ -13,6 +13,7 @@ from mbgen_hf.data.augmentation import Augmentation
 from mbgen_hf.data.batches import PrefixCollator, RowCollator
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.data.training_examples import PrefixExamples, training_examples
+from mbgen_hf.data.user_prefixes import PrefixRowCollator, PrefixRows
 from mbgen_hf.data.user_rows import TrainingRows, held_out_rows
 from mbgen_hf.evaluation.protocols import EvaluationCases
 from mbgen_hf.models.configuration_gamer import GamerConfig
@@ -44,13 +45,18 @@ def mbgen_data(
     window: str,
     max_history: int,
     cold_start: bool,
+    causal_encoder: bool = False,
 ) -> TrainingData:
-    """Every prefix is an example of its own (MBGen section 3.3)."""
+    """Every prefix is an example of its own (MBGen section 3.3); with a causal encoder a user is one."""
     training = training_examples(table, training_end, window, max_history, cold_start)
+    held_out = PrefixExamples(validation.users, validation.history_start, validation.history_end)
+    if causal_encoder:
+        rows, others = PrefixRows.of_examples(training), PrefixRows.of_examples(held_out)
+        return TrainingData(PrefixRowCollator(table, rows + others, tokenizer), rows.lengths, len(others))
     joined = PrefixExamples(
-        np.concatenate([training.users, validation.users]),
-        np.concatenate([training.starts, validation.history_start]),
-        np.concatenate([training.targets, validation.history_end]),
+        np.concatenate([training.users, held_out.users]),
+        np.concatenate([training.starts, held_out.starts]),
+        np.concatenate([training.targets, held_out.targets]),
     )
     return TrainingData(PrefixCollator(table, joined, tokenizer), training.lengths, len(validation))
 
@@ -112,14 +118,15 @@ class Architecture:
             )
         except StrictDataclassError as error:
             raise ValueError(f"`model`: {error.__cause__ or error}") from error
+        causal = getattr(config, "causal_encoder", False)
         tokenizer = InteractionTokenizer(
             behaviors=config.behaviors,
             code_sizes=config.code_sizes,
             num_user_tokens=config.token_space.num_user_tokens,
             target_behavior=config.target_behavior,
             max_history=max_history,
-            history_prefix="<bos>" if isinstance(config, GamerConfig) and config.add_bos_token else None,
-            history_suffix=self.history_suffix,
+            history_prefix="<bos>" if causal or getattr(config, "add_bos_token", False) else None,
+            history_suffix=None if causal else self.history_suffix,
             item_codes=codes,
             item_ids=table.item_ids,
         )

@@ -129,6 +129,8 @@ def train_model(
 def _check_settings(settings: dict[str, Any]) -> None:
     """Check names and plain types of what no class checks by itself; raises `ValueError`."""
     data = inspect.signature(ARCHITECTURES[settings["architecture"]].data).parameters
+    # These follow from the model's settings.
+    derived = {name for name, parameter in data.items() if parameter.default is not parameter.empty}
     expected = {
         "validation": {"task": (str,), "num_beams": (int,), "max_users": (int, type(None)), "patience": (int,)},
         "data": {
@@ -137,7 +139,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
         },
     }
     for section, types in expected.items():
-        check_section(section, settings[section], types, optional=("session_wise", "loss_on_behaviors"))
+        check_section(section, settings[section], types, optional=derived)
     check_item_id_settings(settings["item_ids"])
     validation = settings["validation"]
     if validation["task"] not in TASKS:
@@ -202,6 +204,8 @@ def _training_data(table: SequenceTable, tokenizer: InteractionTokenizer, settin
     if settings["architecture"] == "gamer":
         options["session_wise"] = settings["model"].get("session_wise_attention", False)
         options["loss_on_behaviors"] = settings["model"].get("loss_on_behaviors", True)
+    else:
+        options["causal_encoder"] = settings["model"].get("causal_encoder", False)
     cases = protocol_cases(table, protocol, "validation", options["max_history"])
     # A session has a case for each of its behaviors, but one next interaction.
     first = sample(np.unique(cases.users, return_index=True)[1], settings["validation"]["max_users"])

@@ -1,0 +1,129 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
+
+from mbgen_hf.models.fused_operations import (
+    Dropout,
+    FusedQwen3RMSNorm,
+    attend,
+    dropout,
+    joint_linear,
+    norm_and_rotate,
+    reorder,
+    rms_norm,
+)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def test_norm_has_the_derivatives_of_the_formula():
+    states = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
+    expected = states / (states.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+    torch.testing.assert_close(rms_norm(states, weight, 1e-6), expected)
+    assert torch.autograd.gradcheck(lambda *tensors: rms_norm(*tensors, 1e-3), (states, weight))
+
+
+def test_norm_of_bfloat16_is_taken_in_float32():
+    stock = Qwen3RMSNorm(16).to(torch.bfloat16)
+    ours = FusedQwen3RMSNorm(16).to(torch.bfloat16)
+    states = torch.randn(4, 16, dtype=torch.bfloat16)
+    assert ours(states).dtype == stock(states).dtype == torch.bfloat16
+    torch.testing.assert_close(ours(states), stock(states))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_norm_and_rotate_is_norm_then_rotary_embedding(batch):
+    norm, stock = FusedQwen3RMSNorm(8).double(), Qwen3RMSNorm(8).double()
+    norm.weight.data.normal_()
+    stock.load_state_dict(norm.state_dict())
+    states = torch.randn(3, 5, 2, 8, dtype=torch.float64, requires_grad=True)
+    angles = torch.randn(batch, 5, 4, dtype=torch.float64).repeat(1, 1, 2)
+    cos, sin = angles.cos(), angles.sin()
+    expected = apply_rotary_pos_emb(stock(states), stock(states), cos, sin, unsqueeze_dim=2)[0]
+    # The stock norm is taken in float32 even here.
+    torch.testing.assert_close(norm_and_rotate(states, norm, cos, sin), expected, atol=1e-6, rtol=1e-6)
+
+    def run(states, weight):
+        norm.weight = torch.nn.Parameter(weight) if not isinstance(weight, torch.nn.Parameter) else weight
+        return norm_and_rotate(states, norm, cos, sin)
+
+    assert torch.autograd.gradcheck(run, (states, norm.weight))
+
+
+def test_reordering_has_the_gradient_of_indexing():
+    rows = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    order = torch.randperm(6)
+    assert torch.equal(reorder(rows, order, order.argsort()), rows[order])
+    assert torch.autograd.gradcheck(lambda rows: reorder(rows, order, order.argsort()), (rows,))
+
+
+def test_dropout_drops_the_share_asked_for_and_keeps_the_mean():
+    states = torch.ones(400, 501, requires_grad=True)
+    dropped = dropout(states, 0.3, training=True)
+    share = (dropped == 0).float()
+    assert abs(share.mean() - 0.3) < 0.005 and abs(dropped.mean() - 1) < 0.005
+    assert abs(share.mean(0) - 0.3).max() < 0.15 and abs(share.mean(1) - 0.3).max() < 0.15
+    # Neighbours, which share one random number, are independent.
+    assert abs((share[:, :-1] * share[:, 1:]).mean() - 0.09) < 0.005
+    dropped.sum().backward()
+    assert torch.equal(states.grad, dropped.detach())
+    torch.manual_seed(3)
+    one = dropout(states, 0.3, training=True)
+    torch.manual_seed(3)
+    assert torch.equal(one, dropout(states, 0.3, training=True))
+    assert dropout(states, 0.3, training=False) is states and dropout(states, 0.0, training=True) is states
+    assert Dropout(0.3).eval()(states) is states and (Dropout(0.3)(states) == 0).any()
+
+
+@pytest.mark.parametrize("keys", [7, 130])
+@pytest.mark.parametrize("kind", ["boolean", "bias", "gradient", "none"])
+def test_attention_is_softmax_of_scores_times_values(keys, kind):
+    queries, bias = torch.randn(2, 4, 5, 8, requires_grad=True), None
+    pairs = [torch.randn(2, 2, keys, 8, requires_grad=True) for _ in range(2)]
+    visible = torch.rand(2, 1, 5, keys) < 0.7
+    visible[..., 0] = True
+    if kind == "boolean":
+        bias = visible
+    elif kind != "none":
+        bias = torch.randn(2, 4, 5, keys).masked_fill(~visible, -1e30)
+    if kind == "gradient":
+        bias.requires_grad_()
+    output = attend(queries, *pairs, bias, scaling=0.4)
+    repeated = [tensor.repeat_interleave(2, dim=1) for tensor in pairs]
+    scores = queries @ repeated[0].transpose(2, 3) * 0.4
+    if kind == "boolean":
+        scores = scores.masked_fill(~visible, -torch.inf)
+    elif bias is not None:
+        scores = scores + bias
+    expected = (scores.softmax(-1) @ repeated[1]).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+    inputs = [queries, *pairs, *([bias] if kind == "gradient" else [])]
+    seed = torch.randn_like(expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(output, inputs, seed), torch.autograd.grad(expected, inputs, seed), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_weights_are_dropped():
+    queries, keys, values = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 4000, 4), torch.ones(1, 1, 4000, 4)
+    output = attend(queries, keys, values, None, 1.0, probability=0.5)
+    assert 0.8 < output[0, 0, 0] < 1.2 and output[0, 0, 0] != 1
+
+
+def test_joint_linear_is_one_product_of_plain_layers_and_leaves_others_alone():
+    class Adapted(torch.nn.Linear):
+        def forward(self, states):
+            return super().forward(states) + 1
+
+    states = torch.randn(2, 3, 8)
+    one, two = torch.nn.Linear(8, 4, bias=False), torch.nn.Linear(8, 6, bias=False)
+    for mine, layer in zip(joint_linear(states, one, two), (one, two), strict=True):
+        torch.testing.assert_close(mine, layer(states))
+    adapted = Adapted(8, 4, bias=False)
+    torch.testing.assert_close(joint_linear(states, one, adapted)[1], F.linear(states, adapted.weight) + 1)
