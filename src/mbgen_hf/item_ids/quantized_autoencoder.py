@@ -130,7 +130,7 @@ def train_autoencoder(
     code_sizes: Sequence[int],
     beta: float = 0.25,
     learning_rate: float = 3e-3,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     max_epochs: int = 300,
     patience: int = 20,
     validation_share: float = 0.05,
@@ -144,7 +144,7 @@ def train_autoencoder(
         hidden, latent_dim, code_sizes: see `QuantizedAutoEncoder`.
         beta: weight of the quantisation loss (the paper: 0.25; the released code: 0.05).
         learning_rate: of Adagrad.
-        batch_size: items in a batch.
+        batch_size: items in a batch; by default a fifth of the items, between 32 and 1024.
         max_epochs: cap on the passes over the items.
         patience: stop after so many passes without an improvement of at least one in a thousand.
         validation_share: share of the items held out; none are if that is less than one item.
@@ -158,6 +158,7 @@ def train_autoencoder(
     order = torch.randperm(len(features), generator=generator)
     held_out = int(validation_share * len(features))
     validation, training = features[order[:held_out]], features[order[held_out:]]
+    batch_size = batch_size or min(max(len(training) // 5, 32), 1024)
     devices = [features.device] if features.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
