@@ -1,15 +1,16 @@
 """The catalog as a prefix automaton in tensors.
 
 A node at depth j stands for the first j codes of at least one item. Nodes of a depth are numbered in the order of
-their codes, so a node's children, and the items below it, are a contiguous range. One step of decoding is a binary
-search for the child and one gather for what may follow; neither depends on the catalog beyond its logarithm.
+their codes, so a node's children, and the items below it, are a contiguous range. Where a level is small enough, what
+may follow a node is a row of bits: one gather gives it, and the number of set bits before a code gives the child.
+Elsewhere the codes of the children lie in compressed rows. Neither depends on the size of the catalog.
 """
 
 import torch
 
 
-# Up to this many (node, code) cells a level keeps a dense table of what may follow; above it, compressed rows.
-DENSE_CELLS = 1 << 22
+# A level keeps bits for every (node, code) up to this many bytes, and beyond it where compressed rows take as much.
+BITMAP_BYTES = 1 << 22
 
 
 class ItemTrie:
@@ -18,28 +19,31 @@ class ItemTrie:
     Args:
         item_codes (`torch.Tensor` of shape `(num_items, m)`): integer codes; column j is below `code_sizes[j]`.
         code_sizes: number of ids of each code level.
+        rows_only: whether every level keeps compressed rows, as `marked` needs them.
 
     Raises:
         ValueError: no items, a code out of its range, or two items with the same codes.
     """
 
-    def __init__(self, item_codes: torch.Tensor, code_sizes: list[int] | tuple[int, ...]):
+    def __init__(self, item_codes: torch.Tensor, code_sizes: list[int] | tuple[int, ...], rows_only: bool = False):
         self._check(item_codes, code_sizes)
         self.code_sizes = tuple(code_sizes)
         self.num_items, self.num_levels = item_codes.shape
-        codes, self._item_of_leaf = _sort_rows(item_codes.long(), self.code_sizes)
-        self._child_keys: list[torch.Tensor] = []
-        self._child_ends: list[torch.Tensor] = []
-        self._allowed: list[torch.Tensor | None] = []
-        self._max_children: list[int] = []
-        node = torch.zeros(self.num_items, dtype=torch.long, device=codes.device)
-        num_nodes = 1
+        order = sorting_order(item_codes, self.code_sizes)
+        self._item_of_leaf = order.int()
+        self._levels: list[_Level] = []
+        # Whether a row, in the order of codes, is the first with its codes up to a level; the parents' first rows.
+        first = torch.zeros(self.num_items, dtype=torch.bool, device=order.device)
+        first[0] = True
+        parents = torch.zeros(1, dtype=torch.long, device=order.device)
         for level, size in enumerate(self.code_sizes):
-            keys, node = torch.unique_consecutive(node * size + codes[:, level], return_inverse=True)
-            self._add_level(keys, size, num_nodes)
-            num_nodes = keys.numel()
-        if num_nodes != self.num_items:
-            self._raise_shared_codes(node)
+            codes = item_codes[:, level].index_select(0, order)
+            first[1:] |= codes[1:] != codes[:-1]
+            children = first.nonzero()[:, 0]
+            self._levels.append(_Level(codes[children], torch.searchsorted(children, parents), size, rows_only))
+            parents = children
+        if len(parents) != self.num_items:
+            self._raise_shared_codes(first)
 
     @staticmethod
     def _check(item_codes: torch.Tensor, code_sizes) -> None:
@@ -49,39 +53,30 @@ class ItemTrie:
                 f"found {tuple(item_codes.shape)}"
             )
         limits = torch.as_tensor(code_sizes, device=item_codes.device)
-        wrong = ((item_codes < 0) | (item_codes >= limits)).nonzero()
-        if len(wrong):
-            item, level = wrong[0].tolist()
+        if bool((item_codes.amin(0) < 0).any() | (item_codes.amax(0) >= limits).any()):
+            item, level = ((item_codes < 0) | (item_codes >= limits)).nonzero()[0].tolist()
             raise ValueError(
                 f"`item_codes`: expected codes from 0 to {code_sizes[level] - 1} at level {level}, "
                 f"found {item_codes[item, level].item()} for item {item}"
             )
 
-    def _add_level(self, keys: torch.Tensor, size: int, num_nodes: int) -> None:
-        """Record the edges of one level: `keys = parent * size + code`, ascending."""
-        parents = keys // size
-        counts = torch.bincount(parents, minlength=num_nodes)
-        self._child_keys.append(keys)
-        self._child_ends.append(counts.cumsum(0))
-        self._max_children.append(int(counts.max()))
-        if num_nodes * size <= DENSE_CELLS:
-            allowed = torch.zeros(num_nodes * size, dtype=torch.bool, device=keys.device)
-            allowed[keys] = True
-            self._allowed.append(allowed.view(num_nodes, size))
-        else:
-            self._allowed.append(None)
-
-    def _raise_shared_codes(self, leaf_of_row: torch.Tensor) -> None:
-        row = int((leaf_of_row[1:] == leaf_of_row[:-1]).nonzero()[0])
-        first, second = sorted(self._item_of_leaf[row : row + 2].tolist())
+    def _raise_shared_codes(self, first: torch.Tensor) -> None:
+        row = int((~first).nonzero()[0])
+        former, latter = sorted(self._item_of_leaf[row - 1 : row + 1].tolist())
         raise ValueError(
-            f"`item_codes`: expected different codes for every item, found the same ones for items {first} and "
-            f"{second}; add a last code level that tells them apart"
+            f"`item_codes`: expected different codes for every item, found the same ones for items {former} and "
+            f"{latter}; add a last code level that tells them apart"
         )
 
     @property
     def device(self) -> torch.device:
         return self._item_of_leaf.device
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the automaton."""
+        tensors = [self._item_of_leaf, *(tensor for level in self._levels for tensor in level.tensors)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def root(self, num_rows: int) -> torch.Tensor:
         """The state before the first code, `(num_rows,)`."""
@@ -98,32 +93,30 @@ class ItemTrie:
         Returns:
             `(num_rows,)` nodes at depth `level + 1`, -1 where no item has these codes.
         """
-        size, keys = self.code_sizes[level], self._child_keys[level]
-        key = node * size + code
-        child = torch.searchsorted(keys, key).clamp(max=keys.numel() - 1)
-        found = (keys[child] == key) & (node >= 0) & (code >= 0) & (code < size)
-        return torch.where(found, child, -1)
+        return self._levels[level].child(node, code)
 
     def allowed(self, node: torch.Tensor, level: int) -> torch.Tensor:
         """Codes that may follow: `(num_rows, code_sizes[level])` bool, all false for -1."""
-        alive = (node >= 0)[:, None]
-        node = node.clamp(min=0)
-        table = self._allowed[level]
-        if table is not None:
-            return table[node] & alive
-        size, ends, keys = self.code_sizes[level], self._child_ends[level], self._child_keys[level]
-        end = ends[node]
-        start = torch.where(node > 0, ends[node - 1], 0)
-        child = start[:, None] + torch.arange(self._max_children[level], device=self.device)
-        exists = (child < end[:, None]) & alive
-        # Slots beyond the range write into a spare last column, which is cut off.
-        code = torch.where(exists, keys[child.clamp(max=keys.numel() - 1)] % size, size)
-        allowed = torch.zeros(node.numel(), size + 1, dtype=torch.bool, device=self.device)
-        return allowed.scatter_(1, code, True)[:, :size]
+        return self._levels[level].allowed(node)
+
+    def marked(self, node: torch.Tensor, level: int, marks: torch.Tensor) -> torch.Tensor:
+        """As `allowed`, for children with a mark only: `marks` has a bool per node at depth `level + 1`."""
+        return self._levels[level].marked(node, marks)
+
+    def num_nodes(self, depth: int) -> int:
+        """Number of different code tuples of length `depth`."""
+        return 1 if depth == 0 else self._levels[depth - 1].num_children
+
+    def leaf_counts(self, node: torch.Tensor, depth: int) -> torch.Tensor:
+        """Number of items below nodes of one depth; 0 for -1."""
+        start, end = node.clamp(min=0), node + 1
+        for level in self._levels[depth:]:
+            start, end = level.first_child[start].long(), level.first_child[end].long()
+        return torch.where(node >= 0, end - start, 0)
 
     def item_at(self, leaf: torch.Tensor) -> torch.Tensor:
         """Catalog index of leaves, -1 for -1."""
-        return torch.where(leaf >= 0, self._item_of_leaf[leaf.clamp(min=0)], -1)
+        return torch.where(leaf >= 0, self._item_of_leaf[leaf].long(), -1)
 
     def walk(self, codes: torch.Tensor) -> torch.Tensor:
         """The nodes that the first codes of items lead to, `(num_rows, depth)` to `(num_rows,)`; -1 for none."""
@@ -137,21 +130,111 @@ class ItemTrie:
         return self.item_at(self.walk(codes.reshape(-1, self.num_levels))).view(codes.shape[:-1])
 
 
-def _sort_rows(codes: torch.Tensor, code_sizes: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows in lexicographic order, and the row each came from."""
-    order = torch.arange(codes.shape[0], device=codes.device)
+class _Level:
+    """The edges from the nodes of one depth to those of the next.
+
+    Args:
+        codes: `(num_children,)` code of every child, in the order of parents and codes.
+        starts: `(num_nodes,)` number of each node's first child.
+        size: number of ids of the level.
+        rows_only: whether to keep compressed rows in any case.
+    """
+
+    def __init__(self, codes: torch.Tensor, starts: torch.Tensor, size: int, rows_only: bool):
+        self.size, self.num_children = size, codes.numel()
+        # One more entry than nodes: the end of the last one.
+        self.first_child = torch.cat([starts, starts.new_tensor([codes.numel()])]).int()
+        counts = self.first_child.diff()
+        self.max_children = int(counts.max())
+        row = (size + 7) // 8
+        compressed = codes.to(torch.int16 if size <= 2**15 else torch.int32)
+        self.bits = self.codes = None
+        limit = max(BITMAP_BYTES, compressed.numel() * compressed.element_size())
+        if not rows_only and starts.numel() * row <= limit:
+            self._keep_bits(codes, torch.repeat_interleave(counts), row)
+        else:
+            self.codes = compressed
+            self.search_steps = self.max_children.bit_length()
+
+    def _keep_bits(self, codes: torch.Tensor, parents: torch.Tensor, row: int) -> None:
+        device, codes = codes.device, codes.long()
+        # The last row, that of node -1, has no bit.
+        bits = torch.zeros(self.first_child.numel() * row, dtype=torch.uint8, device=device)
+        bits.index_add_(0, parents * row + codes // 8, (1 << (codes % 8)).to(torch.uint8))
+        self.bits = bits.view(-1, row)
+        byte = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device) & 1
+        # Eight bools at once as one integer, so that bytes become a mask by a single look-up.
+        self._bools = byte.bool().view(torch.int64)[:, 0]
+        self._count = byte.sum(1)
+        self._column = torch.arange(row, device=device)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.first_child, self.codes] if self.bits is None else [self.first_child, self.bits, self._bools]
+
+    def allowed(self, node: torch.Tensor) -> torch.Tensor:
+        if self.bits is None:
+            return self.marked(node, None)
+        return self._bools[self.bits[node].int()].view(torch.bool)[:, : self.size]
+
+    def marked(self, node: torch.Tensor, marks: torch.Tensor | None) -> torch.Tensor:
+        start, end = self._children(node)
+        child = start[:, None] + torch.arange(self.max_children, device=node.device)
+        exists = child < end[:, None]
+        child = child.clamp(max=self.num_children - 1)
+        if marks is not None:
+            exists = exists & marks[child]
+        # Places without a child write into a spare last column, which is cut off.
+        code = torch.where(exists, self.codes[child].long(), self.size)
+        found = torch.zeros(node.numel(), self.size + 1, dtype=torch.bool, device=node.device)
+        return found.scatter_(1, code, True)[:, : self.size]
+
+    def child(self, node: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        inside = (code >= 0) & (code < self.size)
+        code = torch.where(inside, code, 0)
+        return torch.where(inside, self._ranked(node, code) if self.bits is not None else self._found(node, code), -1)
+
+    def _ranked(self, node: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        """The child by the number of bits set before the code's."""
+        rows, byte, bit = self.bits[node].int(), code >> 3, code & 7
+        own = rows.gather(1, byte[:, None])[:, 0]
+        before = self._count[rows].masked_fill(self._column >= byte[:, None], 0).sum(1)
+        rank = before + self._count[own & ((1 << bit) - 1).int()]
+        return torch.where((own >> bit & 1).bool(), self.first_child[node] + rank, -1)
+
+    def _found(self, node: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        """The child by binary search among the parent's."""
+        low, end = self._children(node)
+        high = end
+        for _ in range(self.search_steps):
+            middle = (low + high) >> 1
+            less = (self.codes[middle.clamp(max=self.num_children - 1)] < code) & (middle < high)
+            low, high = torch.where(less, middle + 1, low), torch.where(less, high, middle)
+        found = (low < end) & (self.codes[low.clamp(max=self.num_children - 1)] == code)
+        return torch.where(found, low, -1)
+
+    def _children(self, node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """First child and the one after the last; none for -1."""
+        start = self.first_child[node].long()
+        return start, torch.where(node >= 0, self.first_child[node + 1].long(), start)
+
+
+def sorting_order(codes: torch.Tensor, code_sizes: tuple[int, ...]) -> torch.Tensor:
+    """The order that sorts `(num_items, m)` codes lexicographically, `(num_items,)`."""
+    order = None
     # From the last column to the first, each time keeping the order found so far; columns are packed into one key as
     # long as the key fits 63 bits, so that a catalog of any practical size needs a single sort.
     level = len(code_sizes) - 1
     while level >= 0:
-        key, span = codes[:, level][order], code_sizes[level]
+        key, span = codes[:, level].long(), code_sizes[level]
         level -= 1
         while level >= 0 and span * code_sizes[level] < 2**63:
-            key = key + codes[:, level][order] * span
+            key = key + codes[:, level].long() * span
             span *= code_sizes[level]
             level -= 1
-        order = order[key.argsort(stable=True)]
-    return codes[order], order
+        step = (key if order is None else key[order]).argsort(stable=True)
+        order = step if order is None else order[step]
+    return order
 
 
 __all__ = ["ItemTrie"]

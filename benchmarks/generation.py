@@ -1,0 +1,187 @@
+"""Time `generate` against stock `generate` with `prefix_allowed_tokens_fn` over a dict trie, in the same run.
+
+    OMP_NUM_THREADS=2 python benchmarks/generation.py --model mbgen
+    OMP_NUM_THREADS=2 python benchmarks/generation.py --model gamer
+
+Random weights at the papers' sizes and a simulated catalog: MBGen answers 50-interaction histories with 50 beams,
+GAMER 100-interaction histories with 20 beams, eight users at a time. Prints a table and, as the last line, JSON. Both
+sides must return the same items; the run fails otherwise.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+
+import torch
+from transformers import GenerationMixin
+
+from mbgen_hf import GamerConfig, GamerForCausalLM, MBGenConfig, MBGenForConditionalGeneration
+
+
+BEHAVIORS = ["click", "favorite", "cart", "purchase"]
+SIZES = {"mbgen": {"history": 50, "beams": 50}, "gamer": {"history": 100, "beams": 20}}
+GOAL = 20.0
+
+
+def build(kind: str, num_items: int, code_size: int, levels: int, seed: int):
+    """A model of the paper's size with random weights and a catalog of random codes."""
+    torch.manual_seed(seed)
+    sizes = [code_size] * levels
+    if kind == "mbgen":
+        model = MBGenForConditionalGeneration(MBGenConfig(behaviors=BEHAVIORS, code_sizes=sizes))
+    else:
+        config = GamerConfig(behaviors=BEHAVIORS, code_sizes=sizes, initializer_range=0.06)
+        model = GamerForCausalLM(config)
+    number = torch.randperm(code_size**levels)[:num_items]
+    codes = torch.stack([number // code_size**level % code_size for level in reversed(range(levels))], dim=1)
+    model.set_catalog(codes)
+    return model.eval()
+
+
+def histories(model, kind: str, users: int, length: int, seed: int) -> torch.LongTensor:
+    """Token ids of random histories of one length, mostly clicks."""
+    generator = torch.Generator().manual_seed(seed)
+    space = model.config.token_space
+    items = torch.randint(model.config.num_items, (users, length), generator=generator)
+    weights = torch.tensor([0.7, 0.1, 0.1, 0.1]).expand(users, -1)
+    behaviors = torch.multinomial(weights, length, replacement=True, generator=generator) + space.behavior_offset
+    codes = model.item_codes[items].long() + torch.tensor(space.code_offsets)
+    ids = torch.cat([behaviors[..., None], codes], dim=-1).flatten(1)
+    edge = torch.full((users, 1), model.config.bos_token_id if kind == "gamer" else model.config.eos_token_id)
+    return torch.cat([edge, ids] if kind == "gamer" else [ids, edge], dim=1)
+
+
+class DictTrie:
+    """What one would write without this package: nested dicts, and a function that stock `generate` asks per beam."""
+
+    def __init__(self, model, start: int):
+        self.start, self.root = start, {}
+        for codes in (model.item_codes.long() + torch.tensor(model.config.token_space.code_offsets)).tolist():
+            node = self.root
+            for code in codes:
+                node = node.setdefault(code, {})
+
+    def __call__(self, batch_id: int, ids: torch.LongTensor) -> list[int]:
+        node = self.root
+        for code in ids[self.start + 1 :].tolist():
+            node = node.get(code, {})
+        # A beam that stock `generate` keeps only because nothing better was left has no way on.
+        return list(node) or [0]
+
+
+def stock_answer(model, kind: str, ids, behavior: int, trie: DictTrie, beams: int, results: int):
+    """Stock beam search under the callback; scores are plain sums as in ours."""
+    prompt = torch.full((len(ids), 1), behavior)
+    if kind == "gamer":
+        inputs = {"input_ids": torch.cat([ids, prompt], dim=1)}
+    else:
+        start = torch.full_like(prompt, model.config.decoder_start_token_id)
+        inputs = {"input_ids": ids, "decoder_input_ids": torch.cat([start, prompt], dim=1)}
+    return GenerationMixin.generate(
+        model,
+        **inputs,
+        attention_mask=torch.ones_like(ids if kind == "mbgen" else inputs["input_ids"]),
+        num_beams=beams,
+        num_return_sequences=results,
+        max_new_tokens=model.config.token_space.num_code_levels,
+        prefix_allowed_tokens_fn=trie,
+        length_penalty=0.0,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+
+
+def timed(function, repeats: int) -> tuple[list[float], object]:
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        result = function()
+        seconds.append(time.perf_counter() - started)
+    return seconds, result
+
+
+@torch.no_grad()
+def measure(kind: str, args: argparse.Namespace) -> dict:
+    """Times of one model and its rival, and whether they agree."""
+    size = SIZES[kind]
+    model = build(kind, args.items, args.code_size, args.levels, args.seed)
+    ids = histories(model, kind, args.users, size["history"], args.seed)
+    mask = torch.ones_like(ids)
+    behavior = model.config.token_space.behavior_id("purchase")
+    options = {
+        "behavior": "purchase",
+        "num_beams": size["beams"],
+        "num_return_sequences": args.results,
+        "return_dict_in_generate": True,
+    }
+
+    def ours():
+        return model.generate(ids, mask, **options)
+
+    def read_once():
+        if kind == "mbgen":
+            return model.encoder(input_ids=ids, attention_mask=mask)
+        return model.model(input_ids=ids, attention_mask=mask, use_cache=True)
+
+    trie = DictTrie(model, start=ids.shape[1] if kind == "gamer" else 1)
+    timed(ours, 2)
+    seconds, answer = timed(ours, args.repeats)
+    reading, _ = timed(read_once, args.repeats)
+    rival, stock = timed(
+        lambda: stock_answer(model, kind, ids, behavior, trie, size["beams"], args.results), args.rival_repeats
+    )
+    generated = slice(-model.config.token_space.num_code_levels, None)
+    same = torch.equal(answer.sequences[:, generated], stock.sequences[:, generated])
+    difference = (answer.sequences_scores - stock.sequences_scores).abs().max().item()
+    if not same or difference > 1e-4:
+        raise RuntimeError(f"expected the items and scores of stock generate, found a difference of {difference:.1e}")
+    return {
+        "model": kind,
+        "users": args.users,
+        **size,
+        "items": args.items,
+        "code_sizes": list(model.config.code_sizes),
+        "seconds": statistics.median(seconds),
+        "reading_the_history_seconds": statistics.median(reading),
+        "rival_seconds": statistics.median(rival),
+        "ratio": statistics.median(rival) / statistics.median(seconds),
+        "goal": GOAL,
+        "largest_score_difference": difference,
+    }
+
+
+def parse(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=[*SIZES, "both"], default="both")
+    parser.add_argument("--users", type=int, default=8, help="histories per call")
+    parser.add_argument("--items", type=int, default=100_000, help="size of the catalog")
+    parser.add_argument("--code-size", type=int, default=64, help="ids of each code level")
+    parser.add_argument("--levels", type=int, default=3, help="code levels")
+    parser.add_argument("--results", type=int, default=10, help="results per user")
+    parser.add_argument("--repeats", type=int, default=7, help="calls to ours")
+    parser.add_argument("--rival-repeats", type=int, default=3, help="calls to the rival")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None) -> list[dict]:
+    args = parse(arguments)
+    rows = [measure(kind, args) for kind in (SIZES if args.model == "both" else [args.model])]
+    print(
+        f"{'model':8}{'users':>6}{'history':>9}{'beams':>7}{'ours':>10}{'history once':>14}{'stock':>10}{'ratio':>8}"
+    )
+    for row in rows:
+        print(
+            f"{row['model']:8}{row['users']:6}{row['history']:9}{row['beams']:7}{row['seconds']:9.3f}s"
+            f"{row['reading_the_history_seconds']:13.3f}s{row['rival_seconds']:9.2f}s{row['ratio']:7.1f}x"
+        )
+    versions = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
+    print(json.dumps({"rows": rows, **versions}))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
