@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mbgen_hf.data.sequence_table import SequenceTable
     from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
     from mbgen_hf.item_ids.chunked import chunked_item_ids
+    from mbgen_hf.public_datasets.build import build_dataset
     from mbgen_hf.recommendation import recommend
     from mbgen_hf.simulation import simulate_shop
     from mbgen_hf.training.checkpoint import load_checkpoint, push_checkpoint, save_checkpoint
@@ -51,6 +52,7 @@ _ON_FIRST_USE = {
     "BehaviorSchema": "data.behavior_schema",
     "Recommender": "evaluation.evaluator",
     "SequenceTable": "data.sequence_table",
+    "build_dataset": "public_datasets.build",
     "build_model": "training.train",
     "chunked_item_ids": "item_ids.chunked",
     "evaluate_tasks": "evaluation.evaluator",
@@ -91,6 +93,7 @@ __all__ = [
     "SequenceTable",
     "TokenSpace",
     "__version__",
+    "build_dataset",
     "build_model",
     "chunked_item_ids",
     "evaluate_tasks",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from mbgen_hf.cli_data import add_prepare, add_push_dataset, add_statistics, comma_list
 from mbgen_hf.fit_ids_command import add_fit_ids
 from mbgen_hf.version import __version__
 
@@ -47,72 +48,10 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mbgen-hf {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add_command in (_add_prepare, add_fit_ids, _add_train, _add_evaluate, _add_recommend, _add_push):
+    data_commands = (add_prepare, add_statistics, add_push_dataset)
+    for add_command in (*data_commands, add_fit_ids, _add_train, _add_evaluate, _add_recommend, _add_push):
         add_command(subparsers)
     return parser
-
-
-def _add_prepare(subparsers: argparse._SubParsersAction) -> None:
-    parser = subparsers.add_parser(
-        "prepare", help="raw log files to a prepared folder", description="Read, filter and group raw log files.",
-        allow_abbrev=False,
-    )  # fmt: skip
-    parser.set_defaults(run=_run_prepare)
-    add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="CSV, TSV or Parquet; plain, gzip or zstd; in order")
-    add("--output", required=True, metavar="FOLDER", help="folder to write")
-    add("--overwrite", action="store_true", help="replace the result of an earlier run")
-    add("--columns", type=_columns, metavar="ROLE=COLUMN,...",
-        help="header name or 0-based index of user_id, item_id, behavior, timestamp, maybe session_id")  # fmt: skip
-    add("--behaviors", type=_behaviors, metavar="RAW=NAME,...",
-        help="raw behavior values and their names in order of depth; RAW,... where values are names")  # fmt: skip
-    add("--drop-behaviors", type=_list, default=[], metavar="RAW,...", help="raw values whose rows are left out")
-    add("--target", metavar="NAME", help="target behavior (default: the last of --behaviors)")
-    add("--levels", type=_levels, metavar="NAME=LEVEL,...", help="level of each behavior (default: 0, 1, 2, ...)")
-    add("--time-format", default="s", metavar="FORMAT", help="s, ms or a strptime format (default: s)")
-    add("--year", type=int, help="year of a time format without one (default: 2000)")
-    add("--timezone", metavar="ZONE", help="IANA zone of local times (default: UTC)")
-    add("--separator", type=_separator, metavar="CHARACTER", help="between fields; 'tab' (default: found out)")
-    add("--header", action=argparse.BooleanOptionalAction, default=None,
-        help="whether text files start with a header line (default: they do if a column is named)")  # fmt: skip
-    add("--on-bad-rows", choices=("raise", "skip"), default="raise", help="skip counts what it leaves out")
-    add("--min-item-count", type=int, default=5, metavar="N", help="occurrences an item needs (default: 5)")
-    add("--min-user-interactions", type=int, default=4, metavar="N", help="interactions a user needs (default: 4)")
-    add("--item-count-over", choices=("train", "all"), default="train",
-        help="count items in all but each user's last two interactions, or in all (default: train)")  # fmt: skip
-    add("--iterative", action="store_true", help="filter until nothing changes")
-    add("--sessions", metavar="RULE",
-        help="cut sessions, after filtering: gap:SECONDS, day:ZONE or given (by the session_id column)")  # fmt: skip
-    add("--min-sessions", type=int, metavar="N", help="sessions a user needs with --sessions (default: 3)")
-
-
-def _run_prepare(args: argparse.Namespace) -> int:
-    from mbgen_hf.data.prepare import format_report, prepare
-
-    _, report = prepare(
-        args.files,
-        args.output,
-        columns=args.columns,
-        behaviors=args.behaviors,
-        drop_behaviors=args.drop_behaviors,
-        target=args.target,
-        levels=args.levels,
-        timestamp_format=args.time_format,
-        year=args.year,
-        timezone=args.timezone,
-        has_header=args.header,
-        separator=args.separator,
-        on_bad_rows=args.on_bad_rows,
-        min_item_count=args.min_item_count,
-        min_user_interactions=args.min_user_interactions,
-        item_count_over=args.item_count_over,
-        iterative=args.iterative,
-        sessions=args.sessions,
-        min_sessions=args.min_sessions,
-        overwrite=args.overwrite,
-    )
-    print(format_report(report))
-    return 0
 
 
 def _add_train(subparsers: argparse._SubParsersAction) -> None:
@@ -180,7 +119,7 @@ def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
     add("--data", required=True, metavar="PREPARED", help="folder written by `mbgen prepare`")
     add("--split", choices=("test", "validation"), default="test")
     add("--protocol", choices=("leave_one_out", "session_wise"), help="default: the one it was trained under")
-    add("--tasks", type=_list, metavar="TASK,...",
+    add("--tasks", type=comma_list, metavar="TASK,...",
         help="target, behavior, behavior_item (default: all the protocol has)")  # fmt: skip
     add("--max-users", type=int, metavar="N", help="a random sample of so many cases per task (default: all)")
     add("--drop-low-levels", type=float, metavar="SHARE",
@@ -246,7 +185,7 @@ def _add_recommend(subparsers: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     _add_checkpoint_arguments(parser)
     add("--data", metavar="PREPARED", help="folder that holds the users' histories")
-    add("--users", type=_list, metavar="ID,...", help="raw user ids of --data")
+    add("--users", type=comma_list, metavar="ID,...", help="raw user ids of --data")
     add("--history", nargs="*", metavar="BEHAVIOR=ITEM", help="a history, oldest first; empty for a new user")
     add("--user-id", metavar="ID", help="raw id of the user whose history is given, for models with user tokens")
     add("--behavior", metavar="NAME", help="behavior to recommend for (default: the target); 'any' predicts it too")
@@ -316,44 +255,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer, found {text!r}")
     return int(text)
-
-
-def _list(text: str) -> list[str]:
-    values = text.split(",")
-    if not all(values):
-        raise argparse.ArgumentTypeError(f"expected values separated by commas, found {text!r}")
-    return values
-
-
-def _pairs(text: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for part in _list(text):
-        key, equals, value = part.rpartition("=")
-        if not (key and equals and value):
-            raise argparse.ArgumentTypeError(f"expected KEY=VALUE pairs separated by commas, found {part!r}")
-        if key in pairs:
-            raise argparse.ArgumentTypeError(f"expected each key once, found {key!r} twice")
-        pairs[key] = value
-    return pairs
-
-
-def _columns(text: str) -> dict[str, str | int]:
-    return {role: int(column) if column.isdecimal() else column for role, column in _pairs(text).items()}
-
-
-def _behaviors(text: str) -> dict[str, str] | list[str]:
-    return _pairs(text) if "=" in text else _list(text)
-
-
-def _levels(text: str) -> dict[str, int]:
-    pairs = _pairs(text)
-    if wrong := [level for level in pairs.values() if not level.isdecimal()]:
-        raise argparse.ArgumentTypeError(f"expected non-negative integers as levels, found {wrong[0]!r}")
-    return {name: int(level) for name, level in pairs.items()}
-
-
-def _separator(text: str) -> str:
-    return {"tab": "\t", "\\t": "\t"}.get(text, text)
 
 
 if __name__ == "__main__":

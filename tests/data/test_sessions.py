@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from mbgen_hf.data.behavior_schema import BehaviorSchema
+from mbgen_hf.data.filters import keep_users_with_sessions
 from mbgen_hf.data.ranges import flat_ranges
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.data.sessions import (
     SessionRule,
-    keep_users_with_sessions,
     record_session_rule,
     recorded_session_rule,
     session_counts,

@@ -7,9 +7,9 @@ import pytest
 from mbgen_hf.baselines.popularity import PopularityBaseline
 from mbgen_hf.baselines.recency import RecencyBaseline
 from mbgen_hf.data.behavior_schema import BehaviorSchema
-from mbgen_hf.data.filters import filter_log
+from mbgen_hf.data.filters import filter_table, keep_users_with_sessions
 from mbgen_hf.data.sequence_table import SequenceTable
-from mbgen_hf.data.sessions import SessionRule, keep_users_with_sessions, with_sessions
+from mbgen_hf.data.sessions import SessionRule, with_sessions
 from mbgen_hf.data.training_examples import training_examples
 from mbgen_hf.evaluation.evaluator import Recommendations, score
 from mbgen_hf.evaluation.metrics import mean_metrics, metrics_report, ranking_metrics, split_report
@@ -249,10 +249,9 @@ def test_recency_alone_on_real_logs(data_dir, name, behaviors, rule, users, expe
     labels = {behavior: label for label, behavior in enumerate(behaviors)}
     log = pl.read_csv(path).rename({"user": "user_id", "item": "item_id"})
     log = log.with_columns(pl.col("behavior").replace_strict(labels, return_dtype=pl.Int8))
-    log, _ = filter_log(log, min_item_count=5, min_user_interactions=0, item_count_over="all")
-    table = with_sessions(
-        SequenceTable.from_log(log, BehaviorSchema(behaviors, (0, 1, 2), "buy")), SessionRule.parse(rule)
-    )
+    table = SequenceTable.from_log(log, BehaviorSchema(behaviors, (0, 1, 2), "buy"))
+    table, _ = filter_table(table, min_item_count=5, min_user_interactions=0, item_count_over="all")
+    table = with_sessions(table, SessionRule.parse(rule))
     smaller, _ = keep_users_with_sessions(table)
     assert smaller.num_users == users
     for one in (table, smaller):

@@ -1,12 +1,22 @@
-"""Filters on an interaction log, each of which says what it took away."""
+"""Filters on a sequence table, each of which says what it took away."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import polars as pl
+import numpy as np
+
+from mbgen_hf.data.sequence_table import SequenceTable
+from mbgen_hf.data.sessions import (
+    MINIMUM_SESSIONS,
+    SessionRule,
+    session_training_end,
+    users_with_sessions,
+    with_sessions,
+)
 
 
 HELD_OUT = 2  # validation and test interaction of each user
+COUNTS = ("train", "all")
 
 
 @dataclass(frozen=True)
@@ -21,89 +31,116 @@ class FilterStep:
     items_before: int
     items_after: int
 
+    @classmethod
+    def between(cls, name: str, before: SequenceTable, after: SequenceTable) -> "FilterStep":
+        sizes = [(table.num_interactions, table.num_users, table.num_items) for table in (before, after)]
+        return cls(name, *(size for pair in zip(*sizes, strict=True) for size in pair))
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def filter_log(
-    frame: pl.DataFrame,
+def filter_table(
+    table: SequenceTable,
     min_item_count: int = 5,
     min_user_interactions: int = 4,
     item_count_over: str = "train",
     iterative: bool = False,
-) -> tuple[pl.DataFrame, list[FilterStep]]:
+    sessions: SessionRule | None = None,
+) -> tuple[SequenceTable, list[FilterStep]]:
     """Drop rare items, then users with too few interactions left: one pass, as MBGen does.
 
     After one pass some items are below the minimum again, since users went and since other interactions are now
-    among the last two; `iterative` repeats both steps until neither drops a row.
+    held out; `iterative` repeats both steps until neither drops a row.
 
     Args:
-        frame: an interaction log; ties in time keep its row order.
+        table: the sequences.
         min_item_count: occurrences an item needs; 0 keeps every item.
         min_user_interactions: interactions a user needs after the item step; 0 keeps every user.
-        item_count_over: `train` counts all but the last two interactions of each user, `all` counts every one.
+        item_count_over: `train` counts what is trained on, `all` counts every interaction. Trained on is all but the
+            last two interactions of each user or, with `sessions`, all but the last two sessions, and then nothing
+            of a user of fewer than three.
         iterative: repeat until nothing changes.
+        sessions: the rule that sessions will be cut by.
 
     Returns:
-        The log sorted by user and time, and the steps in order.
+        The smaller table and the steps in order.
 
     Raises:
-        ValueError: an argument is out of range, or nothing is left.
+        ValueError: an argument is out of range, nothing is left, or what `with_sessions` raises.
     """
     for name, value in (("min_item_count", min_item_count), ("min_user_interactions", min_user_interactions)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ValueError(f"`{name}`: expected a non-negative integer, found {value!r}")
-    if item_count_over not in ("train", "all"):
+    if item_count_over not in COUNTS:
         raise ValueError(f"`item_count_over`: expected 'train' or 'all', found {item_count_over!r}")
-    frame = frame.sort("user_id", "timestamp", maintain_order=True)
+    counted = "training interactions" if item_count_over == "train" else "interactions"
     steps: list[FilterStep] = []
     while True:
-        before = frame.height
-        frequent = _frequent_items(frame, min_item_count, item_count_over)
-        counted = "training interactions" if item_count_over == "train" else "interactions"
-        frame = _step(frame, frequent, steps, f"items with at least {min_item_count} {counted}")
-        active = _active_users(frame, min_user_interactions)
-        frame = _step(frame, active, steps, f"users with at least {min_user_interactions} interactions")
-        if not iterative or frame.height == before:
-            return frame, steps
+        before = table.num_interactions
+        frequent = _frequent_items(table, min_item_count, item_count_over, sessions)
+        table = _step(table, frequent, steps, f"items with at least {min_item_count} {counted}")
+        active = np.repeat(table.lengths >= min_user_interactions, table.lengths)
+        table = _step(table, active, steps, f"users with at least {min_user_interactions} interactions")
+        if not iterative or table.num_interactions == before:
+            return table, steps
 
 
-def _frequent_items(frame: pl.DataFrame, minimum: int, count_over: str) -> pl.DataFrame:
-    if minimum == 0:
-        return frame
-    counted = frame.select("item_id")
-    if count_over == "train":
-        # Sorted by user: a row is in the training part when the row two below it still has the same user.
-        training = pl.col("user_id") == pl.col("user_id").shift(-HELD_OUT)
-        counted = frame.lazy().filter(training).select("item_id").collect()
-    enough = counted.group_by("item_id").len().filter(pl.col("len") >= minimum)
-    return frame.join(enough, on="item_id", how="semi", maintain_order="left")
+def keep_users_with_sessions(
+    table: SequenceTable, minimum: int = MINIMUM_SESSIONS
+) -> tuple[SequenceTable, FilterStep]:
+    """Drop the users with fewer sessions, and from the catalog the items that nobody else touched.
 
+    Returns:
+        The smaller table, whose item indices are those of the smaller catalog, and the sizes before and after.
 
-def _active_users(frame: pl.DataFrame, minimum: int) -> pl.DataFrame:
-    if minimum == 0:
-        return frame
-    enough = frame.group_by("user_id").len().filter(pl.col("len") >= minimum)
-    return frame.join(enough, on="user_id", how="semi", maintain_order="left")
-
-
-def _sizes(frame: pl.DataFrame) -> tuple[int, int, int]:
-    """Rows, users and items."""
-    return (frame.height, *frame.select(pl.col("user_id", "item_id").n_unique()).row(0))
-
-
-def _step(before: pl.DataFrame, after: pl.DataFrame, steps: list[FilterStep], name: str) -> pl.DataFrame:
-    old = (steps[-1].rows_after, steps[-1].users_after, steps[-1].items_after) if steps else _sizes(before)
-    new = old if after.height == before.height else _sizes(after)
-    both = [size for pair in zip(old, new, strict=True) for size in pair]
-    steps.append(FilterStep(name, *both))
-    if after.is_empty():
-        step = steps[-1]
+    Raises:
+        ValueError: what `session_starts` raises, a negative minimum, or no user is left.
+    """
+    if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 0:
+        raise ValueError(f"`min_sessions`: expected a non-negative integer, found {minimum!r}")
+    kept = users_with_sessions(table, minimum)
+    if not kept.any():
         raise ValueError(
-            f"no interaction left after filtering to {step.name}: {step.rows_before} rows, {step.users_before} users "
-            f"and {step.items_before} items before it; lower `min_item_count` or `min_user_interactions`"
+            f"`min_sessions`: expected users with at least {minimum} sessions, found none among {table.num_users}; "
+            "lower it, or choose a rule that makes more sessions"
         )
-    return after
+    smaller = table.select(np.repeat(kept, table.lengths))
+    return smaller, FilterStep.between(f"users with at least {minimum} sessions", table, smaller)
 
 
-__all__ = ["FilterStep", "filter_log"]
+def _frequent_items(table: SequenceTable, minimum: int, count_over: str, sessions: SessionRule | None) -> np.ndarray:
+    """`(num_interactions,)` bool: the interaction's item occurs often enough."""
+    if minimum == 0:
+        return np.ones(table.num_interactions, dtype=bool)
+    items = table.items
+    if count_over == "train":
+        items = items[_in_training(table, sessions)]
+    return (np.bincount(items, minlength=table.num_items) >= minimum)[table.items]
+
+
+def _in_training(table: SequenceTable, sessions: SessionRule | None) -> np.ndarray:
+    """`(num_interactions,)` bool: neither validation nor test, in the table as it stands."""
+    if sessions is None:
+        end = np.maximum(table.offsets[1:] - HELD_OUT, table.offsets[:-1])
+    else:
+        end = session_training_end(with_sessions(table, sessions))
+    # +1 where a training part begins and -1 where it ends, each at most once: the running sum is 1 inside of it.
+    change = np.zeros(table.num_interactions, dtype=np.int8)
+    change[table.offsets[:-1]] += 1
+    change[end] -= 1
+    return np.cumsum(change, dtype=np.int8).astype(bool)
+
+
+def _step(table: SequenceTable, kept: np.ndarray, steps: list[FilterStep], name: str) -> SequenceTable:
+    if not kept.any():
+        raise ValueError(
+            f"no interaction left after filtering to {name}: {table.num_interactions} rows, {table.num_users} users "
+            f"and {table.num_items} items before it; lower `min_item_count` or `min_user_interactions`"
+        )
+    smaller = table.select(kept)
+    steps.append(FilterStep.between(name, table, smaller))
+    return smaller
+
+
+__all__ = ["COUNTS", "FilterStep", "filter_table", "keep_users_with_sessions"]

@@ -3,19 +3,21 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mbgen_hf.data.filters import FilterStep, filter_log
+from mbgen_hf.data.filters import FilterStep, filter_table, keep_users_with_sessions
+from mbgen_hf.data.input_error import listed
 from mbgen_hf.data.output_folder import check_output_folder, written_whole
-from mbgen_hf.data.read_log import ReadReport, read_interaction_log
+from mbgen_hf.data.read_log import InteractionLog, ReadReport, read_interaction_log
+from mbgen_hf.data.selection import TimeWindow, keep_window, sample_users
 from mbgen_hf.data.sequence_table import CATALOG_FILE, SCHEMA_FILE, SEQUENCES_FILE, SequenceTable
 from mbgen_hf.data.sessions import (
     MINIMUM_SESSIONS,
     SessionRule,
-    keep_users_with_sessions,
     record_session_rule,
     session_counts,
     with_sessions,
@@ -25,6 +27,75 @@ from mbgen_hf.version import __version__
 
 REPORT_FILE = "report.json"
 PREPARED_FILES = (SEQUENCES_FILE, CATALOG_FILE, SCHEMA_FILE, REPORT_FILE)
+
+
+@dataclass(frozen=True)
+class PreparationRules:
+    """What is kept of a log that has been read, in the order in which it is applied.
+
+    Args:
+        window: days to keep, see `TimeWindow.parse`; all by default.
+        sample_users: share of the users to keep, see `sample_users`; all by default.
+        sample_seed: of that sample.
+        min_item_count: see `filter_table`, as for all arguments up to `iterative`.
+        sessions: how interactions are cut into sessions, after the filters above: `gap:SECONDS`, `day:ZONE`, `given`
+            or a `SessionRule`; by default a session column is kept as it is and nothing else is done.
+        min_sessions: sessions a user needs where `sessions` is set (default: 3); 0 keeps every user.
+
+    Raises:
+        ValueError: an unknown rule, or `min_sessions` without `sessions`.
+    """
+
+    window: str | TimeWindow | None = None
+    sample_users: float | None = None
+    sample_seed: int = 0
+    min_item_count: int = 5
+    min_user_interactions: int = 4
+    item_count_over: str = "train"
+    iterative: bool = False
+    sessions: str | SessionRule | None = None
+    min_sessions: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.sessions is None and self.min_sessions is not None:
+            raise ValueError(f"`min_sessions`: expected only with `sessions`, found {self.min_sessions} without")
+        for name, kind in (("window", TimeWindow), ("sessions", SessionRule)):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, kind.parse(value))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they are given on the command line."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(v) if isinstance(v, (TimeWindow, SessionRule)) else v for name, v in values.items()}
+
+    def apply(self, table: SequenceTable) -> tuple[SequenceTable, list[FilterStep], dict[str, Any] | None]:
+        """The table that is left, what each step took away, and what became of the sessions.
+
+        Raises:
+            ValueError: nothing is left, or what the steps raise.
+        """
+        steps = []
+        if self.window is not None:
+            table, step = keep_window(table, self.window)
+            steps.append(step)
+        if self.sample_users is not None:
+            table, step = sample_users(table, self.sample_users, self.sample_seed)
+            steps.append(step)
+        table, filtered = filter_table(
+            table,
+            self.min_item_count,
+            self.min_user_interactions,
+            self.item_count_over,
+            self.iterative,
+            self.sessions,
+        )
+        steps += filtered
+        cut = None
+        if self.sessions is not None:
+            minimum = MINIMUM_SESSIONS if self.min_sessions is None else self.min_sessions
+            table, step, cut = _cut_sessions(table, self.sessions, minimum)
+            steps.append(step)
+        return table, steps, cut
 
 
 def prepare(
@@ -41,13 +112,8 @@ def prepare(
     has_header: bool | None = None,
     separator: str | None = None,
     on_bad_rows: str = "raise",
-    min_item_count: int = 5,
-    min_user_interactions: int = 4,
-    item_count_over: str = "train",
-    iterative: bool = False,
-    sessions: str | SessionRule | None = None,
-    min_sessions: int | None = None,
     overwrite: bool = False,
+    **rules: Any,
 ) -> tuple[SequenceTable, dict[str, Any]]:
     """Read log files, filter them and save the sequence table with a report.
 
@@ -57,11 +123,8 @@ def prepare(
     Args:
         paths: see `read_interaction_log`, as for all arguments up to `on_bad_rows`.
         output: folder to write.
-        min_item_count: see `filter_log`, as for all arguments up to `iterative`.
-        sessions: how interactions are cut into sessions, after the filters above: `gap:SECONDS`, `day:ZONE`, `given`
-            or a `SessionRule`; by default a session column is kept as it is and nothing else is done.
-        min_sessions: sessions a user needs where `sessions` is set (default: 3); 0 keeps every user.
         overwrite: replace the result of an earlier run in `output`.
+        rules: fields of `PreparationRules`, such as `min_item_count=5` or `sessions="gap:1800"`.
 
     Returns:
         The table, and the report as it stands in `report.json`.
@@ -70,7 +133,7 @@ def prepare(
         ValueError: the input, an argument or the output folder is bad.
     """
     folder = check_output_folder(output, overwrite, PREPARED_FILES)
-    rule, min_sessions = _session_arguments(sessions, min_sessions)
+    rules = preparation_rules(PreparationRules(), rules)
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     drop_behaviors = list(drop_behaviors)
     reading = {
@@ -86,36 +149,54 @@ def prepare(
         "separator": separator,
         "on_bad_rows": on_bad_rows,
     }
-    filtering = {
-        "min_item_count": min_item_count,
-        "min_user_interactions": min_user_interactions,
-        "item_count_over": item_count_over,
-        "iterative": iterative,
-    }
-    log = read_interaction_log(paths, **reading)
-    frame, steps = filter_log(log.frame, **filtering)
-    table = SequenceTable.from_log(frame, log.schema)
-    cut = None
-    if rule is not None:
-        table, step, cut = _cut_sessions(table, rule, min_sessions)
-        steps.append(step)
-    report = _report(paths, reading | filtering, log.report, steps, table)
-    if cut is not None:
-        report["sessions"] = cut
-    with written_whole(folder) as new:
-        table.save(new)
-        if rule is not None:
-            record_session_rule(new, rule)
-        text = json.dumps(report, indent=2, ensure_ascii=False, default=str)
-        (new / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+    table, report = prepare_log(read_interaction_log(paths, **reading), paths, rules, reading)
+    save_prepared(folder, table, report, rules)
     return table, report
 
 
-def _session_arguments(sessions: str | SessionRule | None, minimum: int | None) -> tuple[SessionRule | None, int]:
-    if sessions is None and minimum is not None:
-        raise ValueError(f"`min_sessions`: expected only with `sessions`, found {minimum} without")
-    rule = SessionRule.parse(sessions) if isinstance(sessions, str) else sessions
-    return rule, MINIMUM_SESSIONS if minimum is None else minimum
+def preparation_rules(base: PreparationRules, changes: Mapping[str, Any]) -> PreparationRules:
+    """The rules with some of them changed.
+
+    Raises:
+        ValueError: a rule that does not exist, or what `PreparationRules` raises.
+    """
+    known = [field.name for field in fields(PreparationRules)]
+    if unknown := sorted(set(changes) - set(known)):
+        raise ValueError(f"`rules`: expected {listed(known)}, found {listed(unknown)}")
+    return replace(base, **changes)
+
+
+def prepare_log(
+    log: InteractionLog, paths: Sequence[str | Path], rules: PreparationRules, options: Mapping[str, Any]
+) -> tuple[SequenceTable, dict[str, Any]]:
+    """Group and filter a log that has been read; returns the table and the report.
+
+    Args:
+        log: the log.
+        paths: the files it came from, for the report.
+        rules: what is kept of it.
+        options: how it was read, for the report.
+
+    Raises:
+        ValueError: what `PreparationRules.apply` raises.
+    """
+    table, reading = SequenceTable.from_log(log.frame, log.schema), log.report
+    del log  # of a large log every copy counts
+    table, steps, cut = rules.apply(table)
+    report = _report([Path(path) for path in paths], {**options, **rules.to_dict()}, reading, steps, table)
+    if cut is not None:
+        report["sessions"] = cut
+    return table, report
+
+
+def save_prepared(folder: Path, table: SequenceTable, report: Mapping[str, Any], rules: PreparationRules) -> None:
+    """Write the four files of a prepared folder, whole or not at all."""
+    with written_whole(folder) as new:
+        table.save(new)
+        if rules.sessions is not None:
+            record_session_rule(new, rules.sessions)
+        text = json.dumps(report, indent=2, ensure_ascii=False, default=str)
+        (new / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _cut_sessions(
@@ -138,7 +219,7 @@ def _cut_sessions(
 
 
 def _report(
-    paths: list[str | Path],
+    paths: list[Path],
     options: Mapping[str, Any],
     reading: ReadReport,
     steps: list[FilterStep],
@@ -147,7 +228,7 @@ def _report(
     counts = np.bincount(table.behaviors, minlength=len(table.schema)).tolist()
     return {
         "mbgen_hf": __version__,
-        "inputs": [_input(Path(path)) for path in paths],
+        "inputs": [_input(path) for path in paths],
         "options": {name: _plain(value) for name, value in options.items()},
         "assumed_year": reading.assumed_year,
         "reading": reading.to_dict(),
@@ -209,4 +290,13 @@ def _number(value: int | str) -> str:
     return f"{value:,}" if isinstance(value, int) else value
 
 
-__all__ = ["PREPARED_FILES", "REPORT_FILE", "format_report", "prepare"]
+__all__ = [
+    "PREPARED_FILES",
+    "REPORT_FILE",
+    "PreparationRules",
+    "format_report",
+    "preparation_rules",
+    "prepare",
+    "prepare_log",
+    "save_prepared",
+]

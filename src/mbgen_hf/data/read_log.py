@@ -281,15 +281,16 @@ def _report(
         id_types={
             role: "string" if kind == "string" else "integer" for role, kind in kinds.items() if role != "timestamp"
         },
-        first_time=_iso(frame["timestamp"].min()),
-        last_time=_iso(frame["timestamp"].max()),
+        first_time=iso_time(frame["timestamp"].min()),
+        last_time=iso_time(frame["timestamp"].max()),
         assumed_year=times.assumed_year,
         files=files,
     )
 
 
-def _iso(seconds: int) -> str:
+def iso_time(seconds: int) -> str:
+    """Seconds since 1970 as ISO 8601 in UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
-__all__ = ["FileReport", "InteractionLog", "ReadReport", "read_interaction_log"]
+__all__ = ["FileReport", "InteractionLog", "ReadReport", "iso_time", "read_interaction_log"]

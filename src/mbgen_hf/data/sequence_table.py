@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from mbgen_hf.data.behavior_schema import BehaviorSchema
-from mbgen_hf.data.ranges import flat_ranges
 
 
 SEQUENCES_FILE = "sequences.parquet"
 CATALOG_FILE = "catalog.parquet"
 SCHEMA_FILE = "schema.json"
+MAX_SPARSENESS = 8
+"""Up to so many possible integer ids per interaction are looked up in a table of flags and ranks, 5 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,47 @@ class SequenceTable:
             ValueError: the frame has no rows, lacks a column, holds nulls, or a label that `schema` does not have.
         """
         _check_log(frame, schema)
-        frame = frame.sort("user_id", "timestamp", maintain_order=True)
-        users = frame["user_id"].rle().struct.unnest()
-        catalog = frame["item_id"].unique().sort()
-        index = pl.DataFrame({"item_id": catalog}).with_row_index("item_index")
-        items = frame.select("item_id").join(index, on="item_id", how="left", maintain_order="left")["item_index"]
-        offsets = np.concatenate([[0], np.cumsum(users["len"].to_numpy(), dtype=np.int64)]).astype(np.int64)
+        users, user_ids = _dense_codes(frame["user_id"])
+        items, item_ids = _dense_codes(frame["item_id"])
+        timestamps = frame["timestamp"].cast(pl.Int64).to_numpy()
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(users))]).astype(np.int64)
+        order = _order(users, timestamps)
+        has_sessions = "session_id" in frame.columns
+        del users  # of a large log every column counts
         return cls(
             schema=schema,
-            user_ids=_raw_ids(users["value"]),
-            item_ids=_raw_ids(catalog),
+            user_ids=_raw_ids(user_ids),
+            item_ids=_raw_ids(item_ids),
             offsets=offsets,
-            items=items.to_numpy().astype(np.int32),
-            behaviors=frame["behavior"].cast(pl.Int8).to_numpy(),
-            timestamps=frame["timestamp"].cast(pl.Int64).to_numpy(),
-            session_ids=_number_sessions(frame, offsets) if "session_id" in frame.columns else None,
+            items=items[order],
+            behaviors=frame["behavior"].cast(pl.Int8).to_numpy()[order],
+            timestamps=timestamps[order],
+            session_ids=_number_sessions(_ordered(frame["session_id"], order), offsets) if has_sessions else None,
+        )
+
+    def select(self, kept: np.ndarray) -> "SequenceTable":
+        """The table of some of its interactions; users and items that are left without any go with them.
+
+        Args:
+            kept: `(num_interactions,)` bool.
+        """
+        if kept.all():
+            return self
+        lengths = np.add.reduceat(kept, self.offsets[:-1], dtype=np.int64)
+        offsets = np.concatenate([[0], np.cumsum(lengths[lengths > 0])]).astype(np.int64)
+        items = self.items[kept]
+        present = np.zeros(self.num_items, dtype=bool)
+        present[items] = True
+        sessions = self.session_ids
+        return SequenceTable(
+            schema=self.schema,
+            user_ids=self.user_ids[lengths > 0],
+            item_ids=self.item_ids[present],
+            offsets=offsets,
+            items=(np.cumsum(present, dtype=np.int32) - np.int32(1))[items],
+            behaviors=self.behaviors[kept],
+            timestamps=self.timestamps[kept],
+            session_ids=None if sessions is None else _number_sessions(pl.Series(sessions[kept]), offsets),
         )
 
     def sample_users(self, count: int, seed: int = 0) -> "SequenceTable":
@@ -109,19 +136,9 @@ class SequenceTable:
             raise ValueError(f"`count`: expected at least 1 user, found {count}")
         if count >= self.num_users:
             return self
-        users = np.sort(np.random.default_rng(seed).choice(self.num_users, count, replace=False))
-        positions = flat_ranges(self.offsets[users], self.offsets[users + 1])[1]
-        catalog, items = np.unique(self.items[positions], return_inverse=True)
-        return SequenceTable(
-            schema=self.schema,
-            user_ids=self.user_ids[users],
-            item_ids=self.item_ids[catalog],
-            offsets=np.concatenate([[0], np.cumsum(self.lengths[users])]).astype(np.int64),
-            items=items.astype(np.int32),
-            behaviors=self.behaviors[positions],
-            timestamps=self.timestamps[positions],
-            session_ids=None if self.session_ids is None else self.session_ids[positions],
-        )
+        sampled = np.zeros(self.num_users, dtype=bool)
+        sampled[np.random.default_rng(seed).choice(self.num_users, count, replace=False)] = True
+        return self.select(np.repeat(sampled, self.lengths))
 
     def features(self) -> Features:
         """The `datasets` features of one row."""
@@ -220,10 +237,46 @@ def _check_log(frame: pl.DataFrame, schema: BehaviorSchema) -> None:
         raise ValueError(f"`frame`: expected behavior labels from 0 to {len(schema) - 1}, found {low} to {high}")
 
 
-def _number_sessions(frame: pl.DataFrame, offsets: np.ndarray) -> np.ndarray:
+def _dense_codes(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
+    """`(n,)` `int32` rank of each id among the distinct ones, and these in ascending order."""
+    if ids.dtype.is_integer():
+        low, high = int(ids.min()), int(ids.max())
+        if high - low < MAX_SPARSENESS * len(ids) + 2**16:  # look up, which is many times faster than to join
+            values = ids.cast(pl.Int64).to_numpy() - low
+            present = np.zeros(high - low + 1, dtype=bool)
+            present[values] = True
+            ranks = np.cumsum(present, dtype=np.int32) - np.int32(1)
+            return ranks[values], pl.Series(np.flatnonzero(present) + low, dtype=pl.Int64)
+    distinct = ids.unique().sort()
+    index = pl.DataFrame({"id": distinct}).with_row_index("rank")
+    ranks = ids.alias("id").to_frame().join(index, on="id", how="left", maintain_order="left")["rank"]
+    return ranks.to_numpy().astype(np.int32), distinct
+
+
+def _order(users: np.ndarray, timestamps: np.ndarray) -> np.ndarray | slice:
+    """What sorts by user and time, ties in place; a slice of everything where the rows are in order already."""
+    start = int(timestamps.min())
+    span = int(timestamps.max()) - start + 1
+    if (int(users.max()) + 1) * span < 2**63:  # one key sorts in a third of the time of two
+        keys = [users * np.int64(span) + (timestamps - start)]
+    else:
+        keys = [users, timestamps]
+    if len(keys) == 1 and np.all(keys[0][1:] >= keys[0][:-1]):
+        return slice(None)
+    frame = pl.DataFrame({f"key {i}": key for i, key in enumerate(keys)})
+    return frame.select(pl.arg_sort_by(frame.columns, maintain_order=True)).to_series().to_numpy()
+
+
+def _ordered(values: pl.Series, order: np.ndarray | slice) -> pl.Series:
+    return values if isinstance(order, slice) else values.gather(order)
+
+
+def _number_sessions(ids: pl.Series, offsets: np.ndarray) -> np.ndarray:
     """Count each user's sessions from 0 in the order of their first interaction."""
-    rows = frame.select("user_id", "session_id").with_row_index("row")
-    firsts = rows.select(pl.col("row").first().over("user_id", "session_id")).to_series().to_numpy()
+    users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    rows = pl.DataFrame({"user": users, "session": ids})
+    firsts = rows.with_row_index("row").select(pl.col("row").first().over("user", "session"))
+    firsts = firsts.to_series().to_numpy()
     started = np.cumsum(firsts == np.arange(len(firsts)))  # sessions begun up to each interaction, over all users
     before_user = np.repeat(started[offsets[:-1]], np.diff(offsets))
     return (started[firsts] - before_user).astype(np.int32)

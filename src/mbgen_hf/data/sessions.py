@@ -8,8 +8,6 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from mbgen_hf.data.filters import FilterStep
-from mbgen_hf.data.ranges import flat_ranges
 from mbgen_hf.data.sequence_table import SCHEMA_FILE, SequenceTable
 
 
@@ -45,7 +43,7 @@ class SessionRule:
             raise ValueError(f"`gap_seconds`: expected a positive number of seconds, found {self.gap_seconds!r}")
         try:
             known = isinstance(self.timezone, str) and self.timezone
-            _local_days(np.zeros(1, dtype=np.int64), self.timezone if known else "UTC")
+            local_days(np.zeros(1, dtype=np.int64), self.timezone if known else "UTC")
         except pl.exceptions.PolarsError:
             known = False
         if not known:
@@ -94,7 +92,7 @@ def with_sessions(table: SequenceTable, rule: SessionRule) -> SequenceTable:
     if rule.kind == "gap":
         changed = elapsed > rule.gap_seconds
     else:
-        days = _local_days(table.timestamps, rule.timezone)
+        days = local_days(table.timestamps, rule.timezone)
         # Counted per user, so that the running maximum does not reach from one user into the next.
         changed = np.diff(np.maximum.accumulate(users * np.int64(2**32) + days)) > 0
     starts = np.flatnonzero(np.concatenate([[True], changed | ~same_user])[: table.num_interactions])
@@ -135,40 +133,30 @@ def users_with_sessions(table: SequenceTable, minimum: int = MINIMUM_SESSIONS) -
     return session_counts(table) >= minimum
 
 
-def keep_users_with_sessions(
-    table: SequenceTable, minimum: int = MINIMUM_SESSIONS
-) -> tuple[SequenceTable, FilterStep]:
-    """Drop the users with fewer sessions, and from the catalog the items that nobody else touched.
+def session_from_end(table: SequenceTable, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Begin and end of each user's `number`-th last session (1 is the last).
 
     Returns:
-        The smaller table, whose item indices are those of the smaller catalog, and the sizes before and after.
+        Two arrays `(num_users,)` of positions; of no meaning for a user of fewer sessions.
 
     Raises:
-        ValueError: what `session_starts` raises, a negative minimum, or no user is left.
+        ValueError: what `session_starts` raises.
     """
-    if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 0:
-        raise ValueError(f"`min_sessions`: expected a non-negative integer, found {minimum!r}")
-    kept = np.flatnonzero(users_with_sessions(table, minimum))
-    if len(kept) == 0:
-        raise ValueError(
-            f"`min_sessions`: expected users with at least {minimum} sessions, found none among {table.num_users}; "
-            "lower it, or choose a rule that makes more sessions"
-        )
-    rows, positions = flat_ranges(table.offsets[kept], table.offsets[kept + 1])
-    catalog, items = np.unique(table.items[positions], return_inverse=True)
-    smaller = SequenceTable(
-        schema=table.schema,
-        user_ids=table.user_ids[kept],
-        item_ids=table.item_ids[catalog],
-        offsets=np.concatenate([[0], np.cumsum(table.lengths[kept])]).astype(np.int64),
-        items=items.astype(np.int32),
-        behaviors=table.behaviors[positions],
-        timestamps=table.timestamps[positions],
-        session_ids=table.session_ids[positions],
-    )
-    sizes = [(t.num_interactions, t.num_users, t.num_items) for t in (table, smaller)]
-    both = [size for pair in zip(*sizes, strict=True) for size in pair]
-    return smaller, FilterStep(f"users with at least {minimum} sessions", *both)
+    bounds = np.append(session_starts(table), table.num_interactions)
+    session = np.maximum(np.searchsorted(bounds, table.offsets[1:]) - number, 0)
+    return bounds[session], bounds[session + 1]
+
+
+def session_training_end(table: SequenceTable) -> np.ndarray:
+    """`(num_users,)` position after the last training interaction: where the validation session begins.
+
+    A user of fewer than three sessions has no training part: the position is the first of the row.
+
+    Raises:
+        ValueError: what `session_starts` raises.
+    """
+    begin, _ = session_from_end(table, 2)
+    return np.where(users_with_sessions(table, MINIMUM_SESSIONS), begin, table.offsets[:-1])
 
 
 def record_session_rule(folder: str | Path, rule: SessionRule) -> None:
@@ -184,7 +172,7 @@ def recorded_session_rule(folder: str | Path) -> SessionRule | None:
     return None if text is None else SessionRule.parse(text)
 
 
-def _local_days(timestamps: np.ndarray, timezone: str) -> np.ndarray:
+def local_days(timestamps: np.ndarray, timezone: str) -> np.ndarray:
     """`(n,)` `int64` calendar days since 1970 of seconds (UTC), as a clock of the zone shows them."""
     times = pl.from_epoch(pl.Series(timestamps), time_unit="s").dt.replace_time_zone("UTC")
     return times.dt.convert_time_zone(timezone).dt.date().cast(pl.Int32).cast(pl.Int64).to_numpy()
@@ -202,11 +190,13 @@ __all__ = [
     "SESSION_KINDS",
     "SessionKind",
     "SessionRule",
-    "keep_users_with_sessions",
+    "local_days",
     "record_session_rule",
     "recorded_session_rule",
     "session_counts",
+    "session_from_end",
     "session_starts",
+    "session_training_end",
     "users_with_sessions",
     "with_sessions",
 ]

@@ -12,7 +12,7 @@ import numpy as np
 from mbgen_hf.data.behavior_schema import BehaviorSchema
 from mbgen_hf.data.ranges import flat_ranges
 from mbgen_hf.data.sequence_table import SequenceTable
-from mbgen_hf.data.sessions import MINIMUM_SESSIONS, session_starts, users_with_sessions
+from mbgen_hf.data.sessions import MINIMUM_SESSIONS, session_from_end, session_training_end, users_with_sessions
 
 
 Task = Literal["target", "behavior", "behavior_item"]
@@ -155,7 +155,7 @@ def session_wise_cases(
     if behavior is not None and not 0 <= behavior < num_behaviors:
         raise ValueError(f"`behavior`: expected a class label in 0..{num_behaviors - 1}, found {behavior}")
     users = np.flatnonzero(users_with_sessions(table, MINIMUM_SESSIONS))
-    begin, end = _held_out_session(table, _HELD_OUT[split])
+    begin, end = session_from_end(table, _HELD_OUT[split])
     rows, positions = flat_ranges(begin[users], end[users])
     if behavior is not None:
         asked = table.behaviors[positions] == behavior
@@ -169,18 +169,6 @@ def session_wise_cases(
         targets=targets,
         behavior=(groups % num_behaviors).astype(np.int8),
     )
-
-
-def session_training_end(table: SequenceTable) -> np.ndarray:
-    """`(num_users,)` position after the last training interaction: where the validation session begins.
-
-    A user of fewer than three sessions has no training part: the position is the first of the row.
-
-    Raises:
-        ValueError: what `session_starts` raises.
-    """
-    begin, _ = _held_out_session(table, _HELD_OUT["validation"])
-    return np.where(users_with_sessions(table, MINIMUM_SESSIONS), begin, table.offsets[:-1])
 
 
 def task_cases(cases: EvaluationCases, task: Task, schema: BehaviorSchema) -> EvaluationCases:
@@ -235,13 +223,6 @@ def _check_arguments(split: str, max_history: int, paper: int) -> None:
         raise ValueError(
             f"`max_history`: expected 1 or more, found {max_history}; use {paper} for the paper's setting"
         )
-
-
-def _held_out_session(table: SequenceTable, from_end: int) -> tuple[np.ndarray, np.ndarray]:
-    """`(num_users,)` begin and end of each user's `from_end`-th last session; of no meaning where there is none."""
-    bounds = np.append(session_starts(table), table.num_interactions)
-    session = np.maximum(np.searchsorted(bounds, table.offsets[1:]) - from_end, 0)
-    return bounds[session], bounds[session + 1]
 
 
 def _distinct_items(groups: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
