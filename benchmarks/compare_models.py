@@ -38,10 +38,12 @@ MODELS = {
     "gamer": ("gamer-small", DECODER),
     "gamer + 4x": ("gamer-small", {**DECODER, "data.augmentation": 4}),
     "mbgen": ("mbgen-small", {}),
+    "mbgen causal": ("mbgen-causal-small", {}),
     "qwen3 + copying": ("gamer-small", {**DECODER, **PLAIN_QWEN3, **COPYING}),
     "gamer + copying": ("gamer-small", {**DECODER, **COPYING}),
     "gamer + copying + 4x": ("gamer-small", {**DECODER, **COPYING, "data.augmentation": 4}),
     "mbgen + copying": ("mbgen-small", COPYING),
+    "mbgen causal + copying": ("mbgen-causal-small", COPYING),
 }
 SASREC = "sasrec"
 METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")

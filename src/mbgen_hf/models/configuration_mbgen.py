@@ -111,8 +111,6 @@ class MBGenConfig(SwitchTransformersConfig):
             ("injection_decoder_layers", self.num_decoder_layers),
         ):
             validate_layers(name, getattr(self, name), count)
-        if self.causal_encoder and self.copy_from_history:
-            raise ValueError("`copy_from_history`: expected false with a causal encoder, found true")
 
 
 MBGenConfig.register_for_auto_class()

@@ -51,6 +51,11 @@ class Interactions:
         codes = ids.gather(1, columns.clamp(min=0).flatten(1)).view(columns.shape)
         return cls(last, whole, codes.masked_fill(~whole[..., None], -1))
 
+    def repeated(self, rows: int) -> "Interactions":
+        """Each row as often as gives so many rows."""
+        times = rows // len(self.last)
+        return Interactions(*(part.repeat_interleave(times, dim=0) for part in (self.last, self.whole, self.codes)))
+
 
 @dataclass(frozen=True)
 class CopyChoice:
@@ -70,13 +75,13 @@ class CopyChoice:
         weights = self.log_weights.masked_fill(~matches, -torch.inf)
         return self.log_copy + masked_logsumexp(weights)
 
-    def expand(self, queries: int) -> "CopyChoice":
-        """The choice of a single query, for every one of so many positions."""
+    def for_positions(self, positions: int) -> "CopyChoice":
+        """The choice of each query for every one of so many positions: `(batch_size * queries, positions)`."""
         width = self.log_weights.shape[-1]
         return CopyChoice(
-            self.log_copy.expand(-1, queries),
-            self.log_generate.expand(-1, queries),
-            self.log_weights.expand(-1, queries, width),
+            self.log_copy.flatten()[:, None].expand(-1, positions),
+            self.log_generate.flatten()[:, None].expand(-1, positions),
+            self.log_weights.flatten(0, 1)[:, None].expand(-1, positions, width),
         )
 
 
@@ -153,19 +158,27 @@ class HistoryCopying(nn.Module):
             visible = visible & (_at(session_ids, columns)[..., None] > _at(session_ids, history.last)[:, None])
         return self(_at(states, columns), _at(states, history.last), distance, visible)
 
-    def from_encoder(self, queries: torch.Tensor, states: torch.Tensor, history: Interactions) -> CopyChoice:
-        """The choice where the history went through an encoder: all of it comes before every query.
+    def from_encoder(
+        self,
+        queries: torch.Tensor,
+        states: torch.Tensor,
+        history: Interactions,
+        history_lengths: torch.LongTensor | None = None,
+    ) -> CopyChoice:
+        """The choice where the history went through an encoder and comes before every query.
 
         Args:
             queries: `(batch_size, queries, hidden_size)` decoder states at behavior tokens.
             states: `(batch_size, seq_len, hidden_size)` encoder states.
             history: the interactions the encoder read.
+            history_lengths: `(batch_size, queries)` how many tokens of it come before each query; all by default.
         """
+        visible = history.whole[:, None].expand(-1, queries.shape[1], -1)
+        if history_lengths is not None:
+            visible = visible & (history.last[:, None] < history_lengths[..., None])
         place = torch.arange(history.last.shape[1], device=states.device)
-        distance = history.whole.sum(-1, keepdim=True) - place
-        shape = (-1, queries.shape[1], -1)
-        keys = _at(states, history.last)
-        return self(queries, keys, distance[:, None].expand(shape), history.whole[:, None].expand(shape))
+        distance = visible.sum(-1, keepdim=True) - place
+        return self(queries, _at(states, history.last), distance, visible)
 
 
 def _at(values: torch.Tensor, columns: torch.LongTensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ from .constrained_generation import ConstrainedGenerationMixin
 from .copying_search import copied_log_probs
 from .decoding_mbgen import MBGenDecoder
 from .fused_operations import HIDDEN, Dropout, FusedSwitchLayerNorm, attend, joint_linear
-from .history_copying import HistoryCopying, Interactions, likelihood_gain, mixed_log_probs
+from .history_copying import CopyChoice, HistoryCopying, Interactions, likelihood_gain, mixed_log_probs
 from .routed_feed_forward import RoutedFeedForward, Routing
 from .token_loss import label_log_probs, token_loss
 from .token_space import BEHAVIOR_SLOT
@@ -386,16 +386,11 @@ class MBGenForConditionalGeneration(
             attention_mask = input_ids != self.config.pad_token_id
         if history_lengths is not None and (labels is None or not self.config.causal_encoder):
             raise ValueError("`history_lengths`: expected a causal encoder and labels beside them, found none")
+        history_ids = input_ids if decoder_history_ids is None else decoder_history_ids
         if self.copying is not None:
-            return self._forward_with_copying(
-                input_ids if decoder_history_ids is None else decoder_history_ids,
-                attention_mask,
-                self._shift_right(labels) if decoder_input_ids is None else decoder_input_ids,
-                decoder_attention_mask,
-                encoder_outputs,
-                labels,
-                num_items_in_batch,
-            )
+            if history_ids is None:
+                raise ValueError("`decoder_history_ids`: expected the history beside `encoder_outputs`, found None")
+            kwargs["use_cache"] = False  # The copying head looks at all tokens of the interaction, which are few.
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if labels is not None:
@@ -414,16 +409,28 @@ class MBGenForConditionalGeneration(
             encoder_attention_mask=attention_mask,
             **kwargs,
         )
-        states, loss = output.last_hidden_state, None
+        states, choice, loss, logits = output.last_hidden_state, None, None, None
+        if self.copying is not None:
+            history = Interactions.of(history_ids, self.config.token_space)
+            choice = self._copy_choice(states, encoder_outputs[0], history, history_lengths)
         if self.config.tie_word_embeddings:
             states = states * self.model_dim**-0.5
-        if labels is not None:
+        if labels is not None and choice is None:
             loss = token_loss(states, self.lm_head.weight, labels.flatten(0, -2), num_items_in_batch)
+        elif labels is not None:
+            loss = self._loss_with_copying(states, labels, choice, history, num_items_in_batch)
         if skip_logits is None:
             skip_logits = self.training and labels is not None
+        if not skip_logits:
+            logits = self.lm_head(states)
+            if choice is not None:
+                each = choice.for_positions(logits.shape[1]), logits.float().log_softmax(-1)
+                ids = decoder_input_ids.flatten(0, -2)
+                logits = mixed_log_probs(*each, ids, history.repeated(len(ids)), self.config.token_space)
+            logits = logits.view(*decoder_input_ids.shape, -1)
         return Seq2SeqMoEOutput(
             loss=loss,
-            logits=None if skip_logits else self.lm_head(states).view(*decoder_input_ids.shape, -1),
+            logits=logits,
             past_key_values=output.past_key_values,
             decoder_hidden_states=output.hidden_states,
             decoder_attentions=output.attentions,
@@ -433,52 +440,23 @@ class MBGenForConditionalGeneration(
             encoder_attentions=encoder_outputs.get("attentions"),
         )
 
-    def _forward_with_copying(
-        self,
-        history_ids,
-        attention_mask,
-        decoder_input_ids,
-        decoder_attention_mask,
-        encoder_outputs,
-        labels,
-        num_labels,
-    ) -> Seq2SeqMoEOutput:
-        """As the stock forward, without a cache; the decoder reads no more than the tokens of one interaction."""
-        if history_ids is None:
-            raise ValueError("`decoder_history_ids`: expected the history beside `encoder_outputs`, found None")
-        if encoder_outputs is None:
-            encoder_outputs = self.encoder(input_ids=history_ids, attention_mask=attention_mask)
-        states = self.decoder(
-            input_ids=decoder_input_ids,
-            attention_mask=decoder_attention_mask,
-            encoder_hidden_states=encoder_outputs[0],
-            encoder_attention_mask=attention_mask,
-            use_cache=False,
-        ).last_hidden_state
-        scale = self.model_dim**-0.5 if self.config.tie_word_embeddings else 1.0
-        space = self.config.token_space
-        history = Interactions.of(history_ids, space)
+    def _copy_choice(self, states, encoder_states, history: Interactions, history_lengths) -> CopyChoice:
+        """What each of the n interactions of a row may copy from its part of the history, `(batch_size, n)`."""
         # The decoder reads BOS, then one interaction: its behavior token, if it got that far, is in column 1.
-        asked = states[:, min(1, states.shape[1] - 1)][:, None]
-        choice = self.copying.from_encoder(asked, encoder_outputs[0], history)
-        loss = None
-        if labels is not None:
-            log_probs = label_log_probs(states * scale, self.lm_head.weight, labels)
-            codes = slice(1, 1 + space.num_code_levels)
-            of_item = log_probs[:, codes].sum(-1)
-            gain = likelihood_gain(choice, of_item[:, None], labels[:, None, codes], history)[:, 0]
-            counts = (labels[:, codes] >= 0).all(-1)
-            total = log_probs.sum() + torch.where(counts, gain, 0.0).sum()
-            loss = -total / ((labels != -100).sum() if num_labels is None else num_labels)
-        logits = None
-        if labels is None or not self.training:
-            generated = self.lm_head(states * scale).float().log_softmax(-1)
-            logits = mixed_log_probs(
-                choice.expand(decoder_input_ids.shape[1]), generated, decoder_input_ids, history, space
-            )
-        return Seq2SeqMoEOutput(
-            loss=loss, logits=logits, encoder_last_hidden_state=encoder_outputs[0], past_key_values=None
-        )
+        asked = states[:, min(1, states.shape[1] - 1)].view(len(encoder_states), -1, states.shape[-1])
+        return self.copying.from_encoder(asked, encoder_states, history, history_lengths)
+
+    def _loss_with_copying(
+        self, states, labels, choice: CopyChoice, history: Interactions, num_labels
+    ) -> torch.Tensor:
+        """Mean cross-entropy of the labels, less what copying adds to the likelihood of items."""
+        log_probs = label_log_probs(states, self.lm_head.weight, labels.flatten(0, -2)).view(labels.shape)
+        codes = slice(1, 1 + self.config.token_space.num_code_levels)
+        items = labels[..., codes].view(*choice.log_copy.shape, -1)
+        of_item = log_probs[..., codes].sum(-1).view(choice.log_copy.shape)
+        gain = likelihood_gain(choice, of_item, items, history)
+        total = log_probs.sum() + torch.where((items >= 0).all(-1), gain, 0.0).sum()
+        return -total / ((labels != -100).sum() if num_labels is None else num_labels)
 
     def _generation_inputs(
         self,
