@@ -13,9 +13,9 @@ from mbgen_hf.models.token_space import EOS, PAD
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
 
 
-# Batches of similar length are cut from pools of this many batches: enough to leave little padding, few enough to
-# keep the order random.
-POOL_BATCHES = 50
+# Batches of similar length are cut from pools of this many batches: enough to leave less than 5% of padding on logs
+# whose lengths differ as much as a power law lets them, few enough to keep the order random.
+POOL_BATCHES = 200
 
 
 class ExampleIndices(Dataset):

@@ -27,6 +27,7 @@ from mbgen_hf.training.checkpoint import (
     save_checkpoint,
     write_text_whole,
 )
+from mbgen_hf.training.memory import keep_freed_memory
 from mbgen_hf.training.settings import SECTIONS, check_section
 from mbgen_hf.training.trainer import RecommendationTrainer, TaskValidation
 
@@ -92,6 +93,7 @@ def train_model(
     if settings["architecture"] not in ARCHITECTURES:
         raise ValueError(f"`architecture`: expected one of {list(ARCHITECTURES)}, found {settings['architecture']!r}")
     _check_settings(settings)
+    keep_freed_memory()
     output_dir = Path(output_dir)
     args = _training_arguments(settings, output_dir, seed)
     set_seed(seed)
