@@ -20,8 +20,11 @@ HIDDEN = -1e30
 
 
 def fuses_by_hand(states: torch.Tensor) -> bool:
-    """Whether these operations run here rather than in a kernel that a compiler or a GPU library fuses."""
-    return states.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether these operations run here rather than in a kernel that a compiler or a GPU library fuses.
+
+    Without gradients there is less to win, and the plain formulas give what the stock network gives to the last bit.
+    """
+    return states.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -178,7 +181,9 @@ class FusedSwitchLayerNorm(SwitchTransformersLayerNorm):
 def joint_linear(states: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
     """Several linear maps of the same states as one product."""
     plain = all(type(layer) is nn.Linear and layer.bias is None for layer in layers)
-    if not plain:  # Layers that an adapter or a quantizer has replaced have a forward of their own.
+    # Layers that an adapter or a quantizer has replaced have a forward of their own; without gradients the copy of the
+    # weights costs more than it saves.
+    if not (plain and torch.is_grad_enabled()):
         return tuple(layer(states) for layer in layers)
     joint = F.linear(states, torch.cat([layer.weight for layer in layers]))
     return joint.split([layer.out_features for layer in layers], dim=-1)
