@@ -59,6 +59,33 @@ def test_held_out_interactions_are_never_read(table, fitted):
         assert torch.equal(one, two)
 
 
+def test_loss_against_all_other_items_is_the_whole_loss(fitted):
+    states, targets = torch.randn(20, 32), torch.randint(0, 24, (20,))
+    whole = fitted.network.loss(states, targets)
+    torch.testing.assert_close(fitted.network.loss(states, targets, torch.arange(24)), whole)
+    assert fitted.network.loss(states, targets, torch.arange(12)) < whole
+
+
+def test_sampled_training_learns_too(table, fitted):
+    cases = leave_one_out_cases(table, "test")
+    sampled = SASRecBaseline(**SMALL, num_sampled=12, device="cpu").fit(table)
+    hits = [
+        ranking_metrics(items, cases.targets, scores, (3,))["hr@3"].mean()
+        for items, scores in (baseline.recommend(table, cases, 3) for baseline in (fitted, sampled))
+    ]
+    assert hits[1] > 0.7 * hits[0]
+
+
+def test_item_embeddings_are_those_of_the_catalog(table, fitted):
+    embeddings = fitted.item_embeddings()
+    assert embeddings.shape == (24, 32)
+    assert np.array_equal(embeddings, fitted.network.items.weight.detach().numpy()[1:])
+    still = SASRecBaseline(**SMALL | {"num_epochs": 0}, initial_std=0.001, device="cpu").fit(table)
+    assert 0 < np.abs(still.item_embeddings()).max() < 0.01
+    with pytest.raises(ValueError, match="`item_embeddings`: expected a fitted baseline"):
+        SASRecBaseline().item_embeddings()
+
+
 def test_bad_calls_are_refused(table, fitted):
     cases = leave_one_out_cases(table, "test")
     with pytest.raises(ValueError, match="call `fit"):

@@ -58,6 +58,15 @@ class SASRecNetwork(nn.Module):
         """`(..., num_items)` scores of every item."""
         return states @ self.items.weight[1:].T
 
+    def loss(self, states: torch.Tensor, targets: torch.Tensor, others: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean cross-entropy of targets `(num_states,)` against all items, or against `(num_others,)` of them."""
+        if others is None:
+            return F.cross_entropy(self.logits(states), targets)
+        own = (states * self.items(targets + 1)).sum(dim=-1, keepdim=True)
+        rest = states @ self.items(others + 1).T
+        rest = rest.masked_fill(others == targets[:, None], -torch.inf)
+        return F.cross_entropy(torch.cat([own, rest], dim=1), torch.zeros_like(targets))
+
 
 class SASRecBaseline(Baseline):
     """Items by the log-probability of being next, whatever behavior is asked.
@@ -72,6 +81,8 @@ class SASRecBaseline(Baseline):
         device: where it runs; a GPU if there is one by default.
         progress: show a bar over the passes.
         initial_std: of the item embeddings; a small one leaves little noise in those of rare items.
+        num_sampled: train against so many random items, drawn anew for each batch, instead of the whole catalog,
+            which costs accuracy but makes training on large catalogs affordable.
     """
 
     name = "sasrec"
@@ -91,6 +102,7 @@ class SASRecBaseline(Baseline):
         device: str | None = None,
         progress: bool = False,
         initial_std: float | None = None,
+        num_sampled: int | None = None,
     ) -> None:
         self.max_history, self.seed = max_history, seed
         self.num_epochs, self.batch_size = num_epochs, batch_size
@@ -98,7 +110,7 @@ class SASRecBaseline(Baseline):
         self.sizes = {"dim": dim, "num_layers": num_layers, "num_heads": num_heads, "dropout": dropout}
         self.sizes["initial_std"] = initial_std
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.progress = progress
+        self.progress, self.num_sampled = progress, num_sampled
         self.network: SASRecNetwork | None = None
 
     def fit(self, table: SequenceTable, training_end: np.ndarray | None = None) -> Self:
@@ -127,7 +139,10 @@ class SASRecBaseline(Baseline):
                 items = self._rows(table, starts[rows], ends[rows])
                 states, targets = self.network(items[:, :-1]), items[:, 1:]
                 counted = targets > 0
-                loss = F.cross_entropy(self.network.logits(states[counted]), targets[counted] - 1)
+                others = None
+                if self.num_sampled is not None:
+                    others = torch.from_numpy(rng.integers(table.num_items, size=self.num_sampled)).to(self.device)
+                loss = self.network.loss(states[counted], targets[counted] - 1, others)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
