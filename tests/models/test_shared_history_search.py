@@ -205,15 +205,16 @@ def test_a_head_of_its_own_is_asked_for_every_step(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["mbgen", "gamer"])
-def test_every_history_is_read_once_and_never_per_beam(kind, monkeypatch):
+def test_every_history_is_read_once_and_never_per_beam(kind):
     model, tokenizer = make(kind)
     encoded = tokenizer.encode_history(RAGGED)
     rows = []
     reader = model.encoder if kind == "mbgen" else model.model
-    reader.register_forward_pre_hook(lambda m, args, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True)
+    reader.embed_tokens.register_forward_pre_hook(lambda m, args: rows.append(tuple(args[0].shape)))
     model.generate(**encoded, behavior="buy", num_beams=20)
-    length = encoded["input_ids"].shape[1] + (kind == "gamer")
-    assert rows == [(5, length)]
+    # The history, then in GAMER two codes for every beam; MBGen has another embedding module in its decoder.
+    length = encoded["input_ids"].shape[1]
+    assert rows == ([(5, length)] if kind == "mbgen" else [(5, length + 1), (5, 3), (5, 12)])
 
 
 def test_in_float64_the_two_agree_far_beyond_float32_rounding():

@@ -26,6 +26,7 @@ class GamerConfig(Qwen3Config):
         target_behavior (`str`, *optional*): the target behavior; the last one by default.
         code_sizes (`list[int]`): number of ids of each code level; its length is the number of code levels m.
         num_items (`int`): number of items of the catalog the model generates from; 0 until `set_catalog`.
+        restricts_items (`bool`): whether the catalog says which items may follow which behavior (`set_catalog`).
         cross_level_layers (`list[int]`, *optional*): layers with cross-level behavior attention (equations 2 to 4);
             the second half by default.
         routed_layers (`list[int]`, *optional*): layers with slot-routed experts (equation 5); all by default.
@@ -68,6 +69,7 @@ class GamerConfig(Qwen3Config):
     target_behavior: str | None = None
     code_sizes: list[int] | tuple[int, ...] = (64, 64, 64)
     num_items: int = 0
+    restricts_items: bool = False
     cross_level_layers: list[int] | tuple[int, ...] | None = None
     routed_layers: list[int] | tuple[int, ...] | None = None
     injection_layers: list[int] | tuple[int, ...] | None = None

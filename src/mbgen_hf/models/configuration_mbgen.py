@@ -26,6 +26,7 @@ class MBGenConfig(SwitchTransformersConfig):
         code_sizes (`list[int]`): number of ids of each code level; its length is the number of code levels m.
         num_user_tokens (`int`): size of the hashed user vocabulary; 0 disables user tokens.
         num_items (`int`): number of items of the catalog the model generates from; 0 until `set_catalog`.
+        restricts_items (`bool`): whether the catalog says which items may follow which behavior (`set_catalog`).
         routed_encoder_layers (`list[int]`): encoder layers with slot-routed experts (section 3.4).
         routed_decoder_layers (`list[int]`, *optional*): decoder layers with slot-routed experts; all by default.
         injection_encoder_layers, injection_decoder_layers (`list[int]`, *optional*): layers whose feed-forward also
@@ -68,6 +69,7 @@ class MBGenConfig(SwitchTransformersConfig):
     code_sizes: list[int] | tuple[int, ...] = (64, 64, 64)
     num_user_tokens: int = 2000
     num_items: int = 0
+    restricts_items: bool = False
     routed_encoder_layers: list[int] | tuple[int, ...] = ()
     routed_decoder_layers: list[int] | tuple[int, ...] | None = None
     injection_encoder_layers: list[int] | tuple[int, ...] | None = None

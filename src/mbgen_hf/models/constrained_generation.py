@@ -2,6 +2,7 @@
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
+from transformers import initialization as init
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput
 from transformers.utils import ModelOutput
 
@@ -37,22 +38,42 @@ class ConstrainedGenerationMixin:
         """Create the persistent buffer of item codes; called from `__init__`."""
         shape = (self.config.num_items, self.config.token_space.num_code_levels)
         self.register_buffer("item_codes", torch.full(shape, -1, dtype=torch.int32))
-        self._trie = None
+        eligible = None
+        if self.config.restricts_items:
+            eligible = torch.ones(self.config.num_items, len(self.config.behaviors), dtype=torch.bool)
+        self.register_buffer("item_eligibility", eligible)
+        self._trie = self._catalog = None
 
-    def set_catalog(self, item_codes) -> None:
+    def reset_catalog(self) -> None:
+        """Fill the buffers of a catalog that was not loaded: no items, none of them restricted."""
+        init.constant_(self.item_codes, -1)
+        if self.item_eligibility is not None:
+            init.ones_(self.item_eligibility)
+
+    def set_catalog(self, item_codes, eligible=None) -> None:
         """Set the items that can be generated.
 
         Args:
             item_codes (`torch.Tensor` or array of shape `(num_items, m)`): the codes of every item.
+            eligible (`torch.Tensor` or array of shape `(num_items, num_behaviors)`, *optional*): which items may be
+                generated behind which behavior, as bool; all of them by default. Part of the checkpoint.
 
         Raises:
-            ValueError: no items, codes outside `config.code_sizes`, or two items with the same codes.
+            ValueError: no items, codes outside `config.code_sizes`, two items with the same codes, or an eligibility
+                of another shape.
         """
         item_codes = torch.as_tensor(item_codes).to(device=self.item_codes.device, dtype=torch.int32)
         trie = ItemTrie(item_codes, self.config.code_sizes)
-        self.item_codes = item_codes.clone()
-        self.config.num_items = len(item_codes)
-        self._trie = (self._trie_key(), trie)
+        if eligible is not None:
+            eligible, shape = torch.as_tensor(eligible), (len(item_codes), len(self.config.behaviors))
+            if eligible.shape != shape or eligible.dtype != torch.bool:
+                raise ValueError(
+                    f"`eligible`: expected bool of shape {shape}, found {eligible.dtype} of {tuple(eligible.shape)}"
+                )
+            eligible = eligible.to(item_codes.device).clone()
+        self.item_codes, self.item_eligibility = item_codes.clone(), eligible
+        self.config.num_items, self.config.restricts_items = len(item_codes), eligible is not None
+        self._trie, self._catalog = (self._trie_key(), trie), None
 
     @property
     def item_trie(self) -> ItemTrie:
@@ -62,6 +83,16 @@ class ConstrainedGenerationMixin:
         if self._trie is None or self._trie[0] != self._trie_key():
             self._trie = (self._trie_key(), ItemTrie(self.item_codes, self.config.code_sizes))
         return self._trie[1]
+
+    @property
+    def request_catalog(self) -> RequestCatalog:
+        """What may follow what for a request without sets, kept as long as the trie and the eligibility stay."""
+        trie, eligible = self.item_trie, self.item_eligibility
+        key = (id(trie), None if eligible is None else _version(eligible))
+        if self._catalog is None or self._catalog[0] != key:
+            catalog = RequestCatalog(trie, self.config.token_space, self.item_codes, eligible)
+            self._catalog = (key, catalog)
+        return self._catalog[1]
 
     def save_pretrained(self, save_directory, **kwargs):
         # `register_for_auto_class` keeps one name, and loading remote code replaces it.
@@ -73,9 +104,7 @@ class ConstrainedGenerationMixin:
         return super().save_pretrained(save_directory, **kwargs)
 
     def _trie_key(self) -> tuple:
-        codes = self.item_codes
-        # Tensors made under `torch.inference_mode` can not change in place and have no version.
-        return codes.data_ptr(), None if codes.is_inference() else codes._version, codes.device, codes.shape
+        return _version(self.item_codes)
 
     @torch.no_grad()
     def generate(
@@ -84,6 +113,8 @@ class ConstrainedGenerationMixin:
         attention_mask: torch.Tensor | None = None,
         prompt=None,
         behavior=None,
+        candidates=None,
+        exclude=None,
         normalize_over: str = "vocabulary",
         logits_processor: LogitsProcessorList | None = None,
         generation_config: GenerationConfig | None = None,
@@ -102,10 +133,15 @@ class ConstrainedGenerationMixin:
                 for items of that behavior, `[BOS]` (the default) for a behavior and an item.
             behavior (`str` or `list[str]`, *optional*):
                 Short for `prompt=[BOS, behavior]`; a list gives every row its own.
+            candidates (*optional*):
+                Catalog indices of the items that may be generated, one list for all rows or one per row; all of the
+                catalog by default. `tokenizer.item_sets` maps raw item ids.
+            exclude (*optional*):
+                Catalog indices of items that may not be generated, in the same form; -1 stands for no item in both.
             normalize_over (`str`, *optional*, defaults to `"vocabulary"`):
                 What the scores are log-probabilities over: the whole `"vocabulary"` (some of the mass falls on items
-                that do not exist) or the `"catalog"` (at each step over what may follow; the scores of all items sum
-                to 1 as probabilities).
+                that do not exist or are ruled out) or the `"catalog"` (at each step over what may follow; the scores
+                of all items that may be generated sum to 1 as probabilities).
             num_beams, num_return_sequences, do_sample, return_dict_in_generate, ...:
                 As in stock `generate`. `length_penalty` is 0 unless given: a score is the plain sum of
                 log-probabilities of the generated tokens.
@@ -125,13 +161,13 @@ class ConstrainedGenerationMixin:
             raise ValueError("`decoder_input_ids`: expected either this or `prompt`, found both")
         if "inputs" in kwargs:
             input_ids = kwargs.pop("inputs")
-        trie, space = self.item_trie, self.config.token_space
+        space = self.config.token_space
         prompt_ids = resolve_prompt(kwargs.pop("decoder_input_ids", prompt), behavior, space).to(self.device)
         prompt_ids = match_rows(prompt_ids, input_ids)
         self._check_prompted_codes(prompt_ids)
         inputs, start = self._generation_inputs(input_ids, attention_mask, prompt_ids, kwargs)
         over_catalog = normalize_over == "catalog"
-        catalog = RequestCatalog(trie, space)
+        catalog = self.request_catalog.with_sets(candidates, exclude, len(prompt_ids))
         steps = 1 + space.num_code_levels - prompt_ids.shape[1]
         config, settings = generation_settings(generation_config, kwargs, steps, self.generation_config.num_beams)
         request = None
@@ -249,6 +285,12 @@ class ConstrainedGenerationMixin:
         behaviors = torch.where(items >= 0, sequences[:, start] - space.behavior_offset, -1)
         output["item_indices"] = items.view(batch_size, -1)
         output["behavior_indices"] = behaviors.view(batch_size, -1)
+
+
+def _version(tensor: torch.Tensor) -> tuple:
+    """Changes when a tensor is replaced, moved or written to."""
+    # Tensors made under `torch.inference_mode` can not change in place and have no version.
+    return tensor.data_ptr(), None if tensor.is_inference() else tensor._version, tensor.device, tensor.shape
 
 
 def item_codes_of(ids: torch.LongTensor, token_space: TokenSpace) -> torch.LongTensor:

@@ -8,7 +8,7 @@ from transformers import LogitsProcessor
 from .item_trie import ItemTrie
 from .request_catalog import RequestCatalog
 from .shared_history_search import normalized
-from .token_space import BEHAVIOR_SLOT, TokenSpace
+from .token_space import BEHAVIOR_SLOT, PAD, TokenSpace
 
 
 class CatalogConstraint(LogitsProcessor):
@@ -45,6 +45,8 @@ class CatalogConstraint(LogitsProcessor):
             kept = normalized(kept.float()).to(scores.dtype)
         constrained = torch.full_like(scores, -torch.inf)
         constrained[:, first : first + width] = kept
+        # A row with nothing to reach has to go somewhere, or sampling fails; PAD marks it.
+        constrained[:, PAD] = torch.where(allowed.any(-1).flatten(), -torch.inf, 0.0).to(scores.dtype)
         return constrained
 
 

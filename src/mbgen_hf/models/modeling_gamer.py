@@ -220,7 +220,7 @@ class GamerPreTrainedModel(Qwen3PreTrainedModel):
         elif isinstance(module, HistoryCopying):
             module.reset_parameters()
         elif isinstance(module, ConstrainedGenerationMixin):
-            init.constant_(module.item_codes, -1)
+            module.reset_catalog()
 
 
 class GamerModel(GamerPreTrainedModel, Qwen3Model):

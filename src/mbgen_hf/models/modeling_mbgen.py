@@ -187,7 +187,7 @@ class MBGenPreTrainedModel(SwitchTransformersPreTrainedModel):
         super()._init_weights(module)
         factor = self.config.initializer_factor
         if isinstance(module, ConstrainedGenerationMixin):
-            init.constant_(module.item_codes, -1)
+            module.reset_catalog()
         elif isinstance(module, HistoryCopying):
             module.reset_parameters()
         elif isinstance(module, RoutedFeedForward):

@@ -270,6 +270,19 @@ class InteractionTokenizer(PreTrainedTokenizerFast):
             )
         return self._id_order[place]
 
+    def item_sets(self, item_ids: Sequence) -> np.ndarray | list[np.ndarray]:
+        """Catalog indices of raw item ids, for `candidates` and `exclude` of `generate`.
+
+        Args:
+            item_ids: raw ids for all rows, or a list of them for every row.
+
+        Raises:
+            ValueError: an id that is not in the catalog.
+        """
+        if any(isinstance(row, (list, tuple, set, np.ndarray)) for row in item_ids):
+            return [self.item_indices(list(row)) for row in item_ids]
+        return self.item_indices(list(item_ids))
+
     def behavior_indices(self, behaviors: Sequence[str | int]) -> np.ndarray:
         """Class labels of behaviors given as names or labels."""
         names = self.token_space.behaviors
