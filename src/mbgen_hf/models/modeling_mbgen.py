@@ -27,8 +27,8 @@ from .decoding_mbgen import MBGenDecoder
 from .fused_operations import HIDDEN, Dropout, FusedSwitchLayerNorm, attend, joint_linear
 from .history_copying import HistoryCopying, Interactions, likelihood_gain, mixed_log_probs
 from .routed_feed_forward import RoutedFeedForward, Routing
-from .token_loss import label_log_probs, token_loss
-from .token_space import BEHAVIOR_SLOT
+from .token_loss import label_log_probs, logits_of_next_slot, token_loss
+from .token_space import BEHAVIOR_SLOT, SPECIAL_SLOT
 
 
 class MBGenLayerFF(SwitchTransformersLayerFF):
@@ -418,12 +418,16 @@ class MBGenForConditionalGeneration(
         if self.config.tie_word_embeddings:
             states = states * self.model_dim**-0.5
         if labels is not None:
-            loss = token_loss(states, self.lm_head.weight, labels.flatten(0, -2), num_items_in_batch)
-        if skip_logits is None:
-            skip_logits = self.training and labels is not None
+            over = {"loss_over": self.config.loss_over, "space": self.config.token_space}
+            loss = token_loss(states, self.lm_head.weight, labels.flatten(0, -2), num_items_in_batch, **over)
+        logits = None
+        if not (self.training and labels is not None if skip_logits is None else skip_logits):
+            logits = self.lm_head(states).view(*decoder_input_ids.shape, -1)
+            if self.config.loss_over == "slot":
+                logits = logits_of_next_slot(logits, decoder_input_ids, self.config.token_space, SPECIAL_SLOT)
         return Seq2SeqMoEOutput(
             loss=loss,
-            logits=None if skip_logits else self.lm_head(states).view(*decoder_input_ids.shape, -1),
+            logits=logits,
             past_key_values=output.past_key_values,
             decoder_hidden_states=output.hidden_states,
             decoder_attentions=output.attentions,
