@@ -4,7 +4,9 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from mbgen_hf.data.sessions import SessionRule, with_sessions
 from mbgen_hf.simulation import simulate_shop
@@ -46,3 +48,91 @@ def test_compare_models_writes_tables_and_its_curves_can_be_drawn(tmp_path, caps
     assert (tmp_path / "calibration.png").stat().st_size > 5_000
     with pytest.raises(ValueError, match="expected runs of `compare_models.py`, found none"):
         load("learning_curves").main([str(data), str(tmp_path / "none.png")])
+
+
+@pytest.fixture(scope="module")
+def training():
+    return load("training")
+
+
+def small_case(training, kind, grouped=True, count=3):
+    """A small model of a kind, and batches for it."""
+    space = training.TokenSpace(tuple(training.BEHAVIORS), (143, 143))
+    users = training.Users(space, count=60, longest=12, seed=4)
+    model = training.build(kind, "small", dropout=0.0)
+    return model, training.batches(users, kind, 12, grouped, count)
+
+
+@pytest.mark.parametrize("kind", ["gamer", "mbgen"])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_fast_training_has_the_loss_and_gradients_of_the_plain_reference(training, kind, grouped):
+    model, batches = small_case(training, kind, grouped)
+    plain = training.make_plain(small_case(training, kind)[0])
+    plain.load_state_dict(model.state_dict())
+    for batch in batches:
+        model.zero_grad()
+        plain.zero_grad()
+        mine, theirs = training.our_loss(model.train(), batch), training.plain_loss(plain.train(), batch)
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+        mine.backward()
+        theirs.backward()
+        for (name, parameter), reference in zip(model.named_parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(
+                parameter.grad, reference.grad, atol=1e-5, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+            )
+
+
+def test_packed_rows_have_the_loss_and_gradients_of_the_plain_reference_alone(training):
+    from mbgen_hf.data.batches import pack_rows
+
+    model, batches = small_case(training, "gamer", grouped=False)
+    plain = training.make_plain(small_case(training, "gamer")[0])
+    plain.load_state_dict(model.state_dict())
+    packed = pack_rows({name: values.numpy() for name, values in batches[0].items()})
+    assert len(packed["input_ids"]) < len(batches[0]["input_ids"])
+    mine = training.our_loss(model, {name: torch.from_numpy(values) for name, values in packed.items()})
+    theirs = training.plain_loss(plain, batches[0])
+    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+    mine.backward()
+    theirs.backward()
+    for parameter, reference in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, reference.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gamer", "mbgen"])
+def test_learning_curves_of_fast_and_plain_training_coincide(training, kind):
+    curves = []
+    for plain in (False, True):
+        model, batches = small_case(training, kind, count=5)
+        *batches, held_out = batches
+        loss = training.plain_loss if plain else training.our_loss
+        model = training.make_plain(model) if plain else model
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        curve = []
+        for step in range(24):
+            optimizer.zero_grad()
+            loss(model.train(), batches[step % len(batches)]).backward()
+            optimizer.step()
+            with torch.no_grad():
+                curve.append(float(loss(model.eval(), held_out)))
+        curves.append(curve)
+    np.testing.assert_allclose(*curves, atol=2e-4)
+    assert curves[0][-1] < curves[0][0] - 0.2
+
+
+def test_under_autocast_the_loss_stays_close_and_float32(training):
+    for kind in ("gamer", "mbgen", "causal"):
+        model, batches = small_case(training, kind)
+        exact = training.our_loss(model, batches[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = training.our_loss(model, batches[0])
+        assert rough.dtype == torch.float32 and not torch.equal(rough, exact)
+        torch.testing.assert_close(rough, exact, atol=0.0, rtol=1e-2)
+
+
+def test_training_benchmark_writes_what_it_measures(training, tmp_path):
+    options = ["--seconds", "0.01", "--batches", "2", "--users", "40", "--longest", "6", "--batch", "8"]
+    found = training.main([*options, "--output", str(tmp_path / "training.json")])
+    assert json.loads((tmp_path / "training.json").read_text()) == found
+    for kind, names in (("gamer", 5), ("mbgen", 7)):
+        assert len(found[kind]) == names and found[kind]["ours"]["tokens_to_plain"] > 0

@@ -33,6 +33,14 @@ def validate_catalog_fields(config) -> None:
         raise ValueError(f"`target_behavior`: expected one of {config.behaviors}, found {config.target_behavior!r}")
 
 
+def validate_loss_fields(config) -> None:
+    """Check what the loss normalises over; raises `ValueError`."""
+    if config.loss_over not in ("vocabulary", "slot"):
+        raise ValueError(f"`loss_over`: expected 'vocabulary' or 'slot', found {config.loss_over!r}")
+    if config.loss_over == "slot" and config.copy_from_history:
+        raise ValueError("`loss_over`: expected 'vocabulary' with a copying head, found 'slot'")
+
+
 def validate_layers(name: str, layers: Sequence[int], count: int) -> None:
     """Check a list of layer numbers; raises `ValueError`."""
     if len(set(layers)) != len(layers) or any(not 0 <= layer < count for layer in layers):
@@ -47,4 +55,10 @@ def validate_routed_widths(**widths: int) -> None:
             raise ValueError(f"`{name}`: expected a multiple of 8 where layers are routed, found {width}")
 
 
-__all__ = ["complete_catalog_fields", "validate_catalog_fields", "validate_layers", "validate_routed_widths"]
+__all__ = [
+    "complete_catalog_fields",
+    "validate_catalog_fields",
+    "validate_layers",
+    "validate_loss_fields",
+    "validate_routed_widths",
+]

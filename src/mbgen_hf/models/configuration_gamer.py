@@ -7,6 +7,7 @@ from .catalog_fields import (
     complete_catalog_fields,
     validate_catalog_fields,
     validate_layers,
+    validate_loss_fields,
     validate_routed_widths,
 )
 from .token_space import BOS, EOS, PAD, TokenSpace, token_space
@@ -43,6 +44,9 @@ class GamerConfig(Qwen3Config):
         copy_from_history (`bool`): whether items of the history get a probability of their own (a copying head; ours,
             in neither paper).
         copy_dim (`int`): width of the copying head's queries and keys.
+        loss_over (`str`): what probabilities are normalised over, in the loss and in generation: the whole
+            `"vocabulary"`, as in the papers, or the ids that the `"slot"` of the next token can hold, which is what
+            decoding chooses from.
         vocab_size (`int`, *optional*): follows from the token space; checked when given.
 
     Raises:
@@ -80,6 +84,7 @@ class GamerConfig(Qwen3Config):
     session_wise_attention: bool = False
     loss_on_behaviors: bool = True
     loss_temperature: float | int = 1.0
+    loss_over: str = "vocabulary"
     copy_from_history: bool = False
     copy_dim: int = 64
 
@@ -106,6 +111,7 @@ class GamerConfig(Qwen3Config):
         """Check the fields against each other."""
         super().validate_architecture()
         validate_catalog_fields(self)
+        validate_loss_fields(self)
         if self.routed_layers:
             validate_routed_widths(
                 hidden_size=self.hidden_size,

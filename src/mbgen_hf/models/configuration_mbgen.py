@@ -7,6 +7,7 @@ from .catalog_fields import (
     complete_catalog_fields,
     validate_catalog_fields,
     validate_layers,
+    validate_loss_fields,
     validate_routed_widths,
 )
 from .token_space import BOS, EOS, PAD, TokenSpace, token_space
@@ -40,6 +41,9 @@ class MBGenConfig(SwitchTransformersConfig):
         causal_encoder (`bool`): whether the encoder reads from the past to the future only, so that one pass over a
             user's interactions serves the prediction of each of them. Histories then are `[BOS, user?, interactions]`,
             without EOS, and relative positions one-directional. The paper's encoder reads in both directions.
+        loss_over (`str`): what probabilities are normalised over, in the loss and in generation: the whole
+            `"vocabulary"`, as in the papers, or the ids that the `"slot"` of the next token can hold, which is what
+            decoding chooses from.
         vocab_size (`int`, *optional*): follows from the token space; checked when given.
 
     Raises:
@@ -77,6 +81,7 @@ class MBGenConfig(SwitchTransformersConfig):
     behavior_embedding_dim: int = 64
     inject_behavior_tokens: bool = False
     causal_encoder: bool = False
+    loss_over: str = "vocabulary"
     copy_from_history: bool = False
     copy_dim: int = 64
 
@@ -102,6 +107,7 @@ class MBGenConfig(SwitchTransformersConfig):
         """Check the fields against each other."""
         super().validate_architecture()
         validate_catalog_fields(self)
+        validate_loss_fields(self)
         if self.routed_encoder_layers or self.routed_decoder_layers:
             validate_routed_widths(
                 d_model=self.d_model, d_ff=self.d_ff, behavior_embedding_dim=self.behavior_embedding_dim

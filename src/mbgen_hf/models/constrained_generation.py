@@ -240,13 +240,15 @@ class ConstrainedGenerationMixin:
             hidden_states: `(num_users, num_beams, d_model)` last hidden states of the last tokens.
             slot: slot of the next token: behaviors or a code level.
             context: ids and last hidden states of the histories, once per user, and of the interaction so far.
-            over_vocabulary: whether values are log-probabilities over the whole vocabulary; otherwise they may be off
-                by a number per beam, since they are normalised over what may follow.
+            over_vocabulary: whether values are log-probabilities over what the loss normalises over; otherwise they
+                may be off by a number per beam, since they are normalised over what may follow.
 
         Returns:
             `(num_users, num_beams, width)`, `float32`: the behaviors, or the ids of the code level.
         """
         first, width = self.config.token_space.slot_range(slot)
+        if over_vocabulary and self.config.loss_over == "slot":
+            return self.lm_logits(hidden_states, slice(first, first + width)).float().log_softmax(-1)
         if over_vocabulary:
             logits = self.lm_logits(hidden_states).float()
             return logits[..., first : first + width] - logits.logsumexp(-1, keepdim=True)

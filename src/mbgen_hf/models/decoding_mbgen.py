@@ -1,7 +1,6 @@
 """MBGen one token at a time: the encoder once per user, the decoder for all beams of a user together."""
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from .routed_feed_forward import Routing
@@ -32,7 +31,7 @@ class MBGenDecoder:
     ):
         self.decoder, self.space, config = model.decoder, model.config.token_space, model.config
         self.inject_behavior_tokens = config.inject_behavior_tokens
-        states = read_history(model.encoder, input_ids, attention_mask.bool())
+        states = model.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         self.history = SharedHistory(input_ids, attention_mask.bool(), states)
         prompted = self.decoder(
             input_ids=decoder_input_ids,
@@ -98,30 +97,4 @@ class MBGenDecoder:
         return attention.compute_bias(1, seen + 1, past_seen_tokens=seen)[:, :, None]
 
 
-def read_history(encoder: PreTrainedModel, input_ids: torch.LongTensor, mask: torch.Tensor) -> torch.Tensor:
-    """The encoder's last hidden states, `(num_users, seq_len, d_model)`: its `forward` with fused attention.
-
-    The stock attention of SwitchTransformers writes several `seq_len x seq_len` matrices per head
-    and layer. Position bias and padding, the same in every layer, are added up once here.
-    """
-    length, space = input_ids.shape[1], encoder.config.token_space
-    behaviors = space.behavior_indices(input_ids, encoder.config.inject_behavior_tokens)
-    routing = Routing.from_slots(space.slots(input_ids), behaviors, space.num_slots)
-    bias = encoder.block[0].layer[0].SelfAttention.compute_bias(length, length)
-    bias = (bias + hiding_bias(mask, bias.dtype)[:, None, None]).contiguous()
-    hidden = encoder.embed_tokens(input_ids)
-    for block in encoder.block:
-        normed, attention = block.layer[0].layer_norm(hidden), block.layer[0].SelfAttention
-        queries, keys, values = (
-            projection(normed).unflatten(-1, (-1, attention.key_value_proj_dim)).transpose(1, 2)
-            for projection in (attention.q, attention.k, attention.v)
-        )
-        attended = nn.functional.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=bias.to(queries.dtype), scale=attention.scaling
-        )
-        hidden = hidden + attention.o(attended.transpose(1, 2).flatten(2))
-        hidden = block.layer[-1](hidden, routing)
-    return encoder.final_layer_norm(hidden)
-
-
-__all__ = ["MBGenDecoder", "read_history"]
+__all__ = ["MBGenDecoder"]

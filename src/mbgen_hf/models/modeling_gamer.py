@@ -36,7 +36,7 @@ from .fused_operations import (
 )
 from .history_copying import HistoryCopying, Interactions, likelihood_gain, mixed_log_probs
 from .routed_feed_forward import RoutedGatedFeedForward, RoutedLinear, Routing
-from .token_loss import label_log_probs, token_loss
+from .token_loss import label_log_probs, logits_of_next_slot, token_loss
 from .token_space import BEHAVIOR_SLOT, PAD
 
 
@@ -470,6 +470,8 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
             logits = self._copying_log_probs(ids, states, keep, sequence_ids, sessions)
         elif not skip_logits:
             logits = self.lm_head(_last(states, logits_to_keep))
+            if self.config.loss_over == "slot":
+                logits = logits_of_next_slot(logits, _last(input_ids, logits_to_keep), self.config.token_space)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -484,7 +486,8 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
         if num_labels is None:
             num_labels = (labels[:, 1:] != -100).sum()
         if self.copying is None:
-            return token_loss(states[:, :-1], head, labels[:, 1:], num_labels, temperature=temperature)
+            over = {"loss_over": self.config.loss_over, "space": self.config.token_space}
+            return token_loss(states[:, :-1], head, labels[:, 1:], num_labels, temperature=temperature, **over)
         # An item is copied or not as a whole: the probabilities of all of its tokens are needed, counted or not.
         log_probs = label_log_probs(states[:, :-1], head, ids[:, 1:], temperature)
         gain = self._copying_gain(ids, states, log_probs, labels, sequence_ids, session_ids)
@@ -595,7 +598,7 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
 
 
 def _last(states: torch.Tensor, keep: int | torch.Tensor) -> torch.Tensor:
-    """The positions whose logits are asked for: so many last ones, all of them for 0, or those listed."""
+    """Of `(batch_size, seq_len, ...)` so many last positions, all of them for 0, or those listed."""
     return states[:, slice(-keep, None) if isinstance(keep, int) else keep]
 
 

@@ -27,8 +27,8 @@ from .decoding_mbgen import MBGenDecoder
 from .fused_operations import HIDDEN, Dropout, FusedSwitchLayerNorm, attend, joint_linear
 from .history_copying import CopyChoice, HistoryCopying, Interactions, likelihood_gain, mixed_log_probs
 from .routed_feed_forward import RoutedFeedForward, Routing
-from .token_loss import label_log_probs, token_loss
-from .token_space import BEHAVIOR_SLOT
+from .token_loss import label_log_probs, logits_of_next_slot, token_loss
+from .token_space import BEHAVIOR_SLOT, SPECIAL_SLOT
 
 
 class MBGenLayerFF(SwitchTransformersLayerFF):
@@ -415,22 +415,25 @@ class MBGenForConditionalGeneration(
             choice = self._copy_choice(states, encoder_outputs[0], history, history_lengths)
         if self.config.tie_word_embeddings:
             states = states * self.model_dim**-0.5
-        if labels is not None and choice is None:
-            loss = token_loss(states, self.lm_head.weight, labels.flatten(0, -2), num_items_in_batch)
-        elif labels is not None:
-            loss = self._loss_with_copying(states, labels, choice, history, num_items_in_batch)
-        if skip_logits is None:
-            skip_logits = self.training and labels is not None
-        if not skip_logits:
+        if not (self.training and labels is not None if skip_logits is None else skip_logits):
             logits = self.lm_head(states)
+            ids, space = decoder_input_ids.flatten(0, -2), self.config.token_space
             if choice is not None:
                 each = choice.for_positions(logits.shape[1]), logits.float().log_softmax(-1)
-                ids = decoder_input_ids.flatten(0, -2)
-                logits = mixed_log_probs(*each, ids, history.repeated(len(ids)), self.config.token_space)
-            logits = logits.view(*decoder_input_ids.shape, -1)
+                logits = mixed_log_probs(*each, ids, history.repeated(len(ids)), space)
+            elif self.config.loss_over == "slot":
+                logits = logits_of_next_slot(logits, ids, space, SPECIAL_SLOT)
+        if labels is not None and choice is not None:
+            loss = self._loss_with_copying(states, labels, choice, history, num_items_in_batch)
+        elif labels is not None and logits is not None and num_items_in_batch is None:
+            # As the stock network has it, to the last bit; a second product with the head would be for nothing.
+            loss = nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
+        elif labels is not None:
+            over = {"loss_over": self.config.loss_over, "space": self.config.token_space}
+            loss = token_loss(states, self.lm_head.weight, labels.flatten(0, -2), num_items_in_batch, **over)
         return Seq2SeqMoEOutput(
             loss=loss,
-            logits=logits,
+            logits=None if logits is None else logits.view(*decoder_input_ids.shape, -1),
             past_key_values=output.past_key_values,
             decoder_hidden_states=output.hidden_states,
             decoder_attentions=output.attentions,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from .token_space import BEHAVIOR_SLOT, TokenSpace
+from .token_space import BEHAVIOR_SLOT, EOS, SPECIAL_SLOT, TokenSpace
 
 
 LossOver = Literal["vocabulary", "slot"]
@@ -135,4 +135,24 @@ def token_loss(
     return total / ((labels != -100).sum() if num_labels is None else num_labels)
 
 
-__all__ = ["LossOver", "label_log_probs", "token_loss"]
+def logits_of_next_slot(
+    logits: torch.Tensor, ids: torch.Tensor, space: TokenSpace, last_slot: int = BEHAVIOR_SLOT
+) -> torch.Tensor:
+    """-inf for ids that the slot of the next token can not hold.
+
+    Args:
+        logits: `(batch_size, seq_len, vocab_size)`.
+        ids: `(batch_size, seq_len)` the tokens that are followed.
+        space: the layout of ids.
+        last_slot: slot of what follows the last code of an item: another behavior, or `SPECIAL_SLOT` for EOS.
+    """
+    following = space.slots(ids) + 1
+    following = torch.where(following == space.num_slots, last_slot, following)
+    every = torch.arange(logits.shape[-1], device=ids.device)
+    slots = torch.where(every == EOS, SPECIAL_SLOT, space.slots(every))
+    # Of the special tokens only EOS is ever generated.
+    slots = torch.where((slots == SPECIAL_SLOT) & (every != EOS), -1, slots)
+    return logits.masked_fill(slots != following[..., None], -torch.inf)
+
+
+__all__ = ["LossOver", "label_log_probs", "logits_of_next_slot", "token_loss"]
