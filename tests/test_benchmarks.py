@@ -46,3 +46,9 @@ def test_compare_models_writes_tables_and_its_curves_can_be_drawn(tmp_path, caps
     assert (tmp_path / "calibration.png").stat().st_size > 5_000
     with pytest.raises(ValueError, match="expected runs of `compare_models.py`, found none"):
         load("learning_curves").main([str(data), str(tmp_path / "none.png")])
+
+
+def test_item_ids_measures_itself_and_its_rival(capsys):
+    assert load("item_ids").main(["--items", "3000", "--dim", "8", "--codes", "6", "--rival-items", "1500"]) == 0
+    printed = capsys.readouterr().out
+    assert "3000 items x 8, 6 groups" in printed and "times as fast, inertia" in printed
