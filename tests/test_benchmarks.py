@@ -136,3 +136,9 @@ def test_training_benchmark_writes_what_it_measures(training, tmp_path):
     assert json.loads((tmp_path / "training.json").read_text()) == found
     for kind, names in (("gamer", 5), ("mbgen", 7)):
         assert len(found[kind]) == names and found[kind]["ours"]["tokens_to_plain"] > 0
+
+
+def test_item_ids_measures_itself_and_its_rival(capsys):
+    assert load("item_ids").main(["--items", "3000", "--dim", "8", "--codes", "6", "--rival-items", "1500"]) == 0
+    printed = capsys.readouterr().out
+    assert "3000 items x 8, 6 groups" in printed and "times as fast, inertia" in printed
