@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from mbgen_hf.data.filters import keep_users_with_sessions
 from mbgen_hf.data.sequence_table import SequenceTable
-from mbgen_hf.data.sessions import SessionRule, keep_users_with_sessions, with_sessions
+from mbgen_hf.data.sessions import SessionRule, with_sessions
 from mbgen_hf.evaluation.protocols import session_training_end
 from mbgen_hf.item_ids.fitted_ids import ItemIds
 from mbgen_hf.learned_features import fit_ids, learn_item_features
