@@ -6,20 +6,25 @@ from transformers import initialization as init
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput
 from transformers.utils import ModelOutput
 
-from .generation_request import BeamRequest, beam_request, generation_settings
+from .behavior_sampling import behavior_aware_search
+from .exact_search import exact_search
+from .generation_request import BeamRequest, beam_request, check_modes, generation_settings
 from .item_trie import ItemTrie
 from .logits_processors import CatalogConstraint
 from .pipeline_recommendation import TASK, RecommendationPipeline
 from .prompts import match_rows, resolve_prompt
 from .request_catalog import RequestCatalog
 from .shared_history import DecodingContext
-from .shared_history_search import Beams, Expansion, beam_search
+from .shared_history_search import Beams, Expansion, beam_search, normalized
 from .token_space import BEHAVIOR_SLOT, PAD, TokenSpace
 
 
 # Stock beam search starts all beams but the first at -1e9 and so fills up with copies once nothing else is reachable.
 # No log-probability of an item comes near this.
 UNREACHABLE_SCORE = -1e7
+
+# Prefixes of one depth that exact search expands together, at least.
+EXACT_BATCH = 64
 
 
 class ConstrainedGenerationMixin:
@@ -116,6 +121,9 @@ class ConstrainedGenerationMixin:
         candidates=None,
         exclude=None,
         normalize_over: str = "vocabulary",
+        exact: bool = False,
+        node_budget: int | None = None,
+        behavior_sampling: bool = False,
         logits_processor: LogitsProcessorList | None = None,
         generation_config: GenerationConfig | None = None,
         **kwargs,
@@ -142,6 +150,15 @@ class ConstrainedGenerationMixin:
                 What the scores are log-probabilities over: the whole `"vocabulary"` (some of the mass falls on items
                 that do not exist or are ruled out) or the `"catalog"` (at each step over what may follow; the scores
                 of all items that may be generated sum to 1 as probabilities).
+            exact (`bool`, *optional*, defaults to `False`):
+                Whether to return the true best items, found by best-first search and proven, instead of those that
+                `num_beams` beams find.
+            node_budget (`int`, *optional*):
+                Prefixes that exact search may expand per user; as many as it takes by default. When it runs out, the
+                best items found come back, and `exact_gap` says what may have been missed.
+            behavior_sampling (`bool`, *optional*, defaults to `False`):
+                Whether every behavior gets results in proportion to its probability (MBGen section 4.4.2); for
+                requests that leave the behavior open.
             num_beams, num_return_sequences, do_sample, return_dict_in_generate, ...:
                 As in stock `generate`. `length_penalty` is 0 unless given: a score is the plain sum of
                 log-probabilities of the generated tokens.
@@ -150,10 +167,14 @@ class ConstrainedGenerationMixin:
             `torch.LongTensor` of shape `(batch_size * num_return_sequences, len)`, the decoder's ids; with
             `return_dict_in_generate` the stock output, to which `item_indices` and `behavior_indices` of shape
             `(batch_size, num_return_sequences)` are added. Where fewer items are reachable than asked for, the rest is
-            -1 there, -inf in `sequences_scores` and PAD after the prompt.
+            -1 there, -inf in `sequences_scores` and PAD after the prompt. Where the search predicts the behavior,
+            `behavior_probabilities` of shape `(batch_size, num_behaviors)` is added. With `exact`, `exact_bound` (no
+            item that was not looked at scores more), `exact_gap` (by how much such an item may beat the last one
+            returned; 0 is the proof that none does) and `expanded_prefixes`, each of shape `(batch_size,)`.
 
         Raises:
-            ValueError: no catalog, a bad prompt, or a length of its own (an item has a fixed number of codes).
+            ValueError: no catalog, a bad prompt, sets that do not fit, a length of its own (an item has a fixed number
+                of codes), or `exact` or `behavior_sampling` with what only stock `generate` can do.
         """
         if normalize_over not in ("vocabulary", "catalog"):
             raise ValueError(f"`normalize_over`: expected 'vocabulary' or 'catalog', found {normalize_over!r}")
@@ -170,9 +191,11 @@ class ConstrainedGenerationMixin:
         catalog = self.request_catalog.with_sets(candidates, exclude, len(prompt_ids))
         steps = 1 + space.num_code_levels - prompt_ids.shape[1]
         config, settings = generation_settings(generation_config, kwargs, steps, self.generation_config.num_beams)
+        modes = {"exact": exact, "node_budget": node_budget, "behavior_sampling": behavior_sampling}
         request = None
         if not logits_processor and not self.training and self.supports_shared_history:
-            request = beam_request(config, self.generation_config, settings)
+            request = beam_request(config, self.generation_config, settings, **modes)
+        check_modes(request, prompt_ids.shape[1], **modes)
         return_dict = settings.pop("return_dict_in_generate", None)
         if request is not None:
             output = self._search(request, inputs, prompt_ids, catalog, over_catalog)
@@ -210,8 +233,23 @@ class ConstrainedGenerationMixin:
         """The answer of the shared-history search, in the form of stock `generate`."""
         decoder = self.start_decoding(prompt_len=prompt_ids.shape[1], **inputs)
         expansion = Expansion(self, decoder, catalog, self.config.token_space, over_catalog)
-        beams = beam_search(expansion, prompt_ids, request.num_beams)
-        return self._stock_output(request, inputs, prompt_ids, beams)
+        results, proof = request.num_return_sequences, None
+        if request.exact:
+            proof = exact_search(
+                expansion, prompt_ids, results, max(request.num_beams, EXACT_BATCH), request.node_budget
+            )
+            beams = proof.beams
+        elif request.behavior_sampling:
+            beams = behavior_aware_search(expansion, prompt_ids, request.num_beams, results)
+        else:
+            beams = beam_search(expansion, prompt_ids, request.num_beams)
+        output = self._stock_output(request, inputs, prompt_ids, beams)
+        if beams.behavior_log_probs is not None:
+            output["behavior_probabilities"] = normalized(beams.behavior_log_probs).exp()
+        if proof is not None:
+            output["exact_bound"], output["exact_gap"] = proof.bound, proof.gap
+            output["expanded_prefixes"] = proof.expanded
+        return output
 
     def _stock_output(
         self, request: BeamRequest, inputs: dict[str, torch.Tensor], prompt_ids: torch.LongTensor, beams: Beams

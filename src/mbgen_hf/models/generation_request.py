@@ -41,15 +41,26 @@ class BeamRequest:
         num_beams: beams per user; 1 is greedy search.
         num_return_sequences: results per user.
         length_penalty: a score is divided by the number of generated tokens to this power.
+        exact: whether the true best items are asked for instead of those a beam search finds.
+        node_budget: prefixes that exact search may expand per user; `None` for as many as it takes.
+        behavior_sampling: whether every behavior gets results in proportion to its probability.
     """
 
     num_beams: int
     num_return_sequences: int
     length_penalty: float
+    exact: bool = False
+    node_budget: int | None = None
+    behavior_sampling: bool = False
 
 
 def beam_request(
-    generation_config: GenerationConfig | None, default_config: GenerationConfig, settings: dict
+    generation_config: GenerationConfig | None,
+    default_config: GenerationConfig,
+    settings: dict,
+    exact: bool = False,
+    node_budget: int | None = None,
+    behavior_sampling: bool = False,
 ) -> BeamRequest | None:
     """The beam search a call asks for, or `None` where stock `generate` has to answer.
 
@@ -61,6 +72,8 @@ def beam_request(
         generation_config: the one passed to `generate`.
         default_config: the model's own, which fills in what is left open.
         settings: keyword arguments, generation settings and model inputs alike.
+        exact, node_budget, behavior_sampling: as in `BeamRequest`; with either, more results than beams may be asked
+            for.
     """
     config = default_config if generation_config is None else generation_config
     known = vars(GenerationConfig())
@@ -77,9 +90,30 @@ def beam_request(
         if name not in _FOLLOWED and value is not None and value is not False and value != stock.get(name):
             return None
     beams, results = asked["num_beams"] or 1, asked["num_return_sequences"] or 1
+    if exact or behavior_sampling:
+        beams = max(beams, results)
     if asked["use_cache"] is False or not 1 <= results <= beams:
         return None
-    return BeamRequest(beams, results, _length_penalty(generation_config, settings))
+    penalty = _length_penalty(generation_config, settings)
+    return BeamRequest(beams, results, penalty, exact, node_budget, behavior_sampling)
+
+
+def check_modes(
+    request: BeamRequest | None, prompt_len: int, exact: bool, node_budget: int | None, behavior_sampling: bool
+) -> None:
+    """Refuse modes of the search that the rest of a call contradicts; raises `ValueError`."""
+    if node_budget is not None and (not exact or node_budget < 1):
+        raise ValueError(f"`node_budget`: expected a positive number together with `exact`, found {node_budget}")
+    if behavior_sampling and exact:
+        raise ValueError("`behavior_sampling`: expected either this or `exact`, found both")
+    if behavior_sampling and prompt_len:
+        raise ValueError("`behavior_sampling`: expected a request that leaves the behavior open, found a prompt")
+    for name, asked in (("exact", exact), ("behavior_sampling", behavior_sampling)):
+        if asked and request is None:
+            raise ValueError(
+                f"`{name}`: expected a plain search on a model in evaluation mode, found settings that only stock "
+                "`generate` follows"
+            )
 
 
 def _length_penalty(generation_config: GenerationConfig | None, settings: dict) -> float:
@@ -114,4 +148,4 @@ def generation_settings(
     return generation_config, kwargs
 
 
-__all__ = ["BeamRequest", "beam_request", "generation_settings"]
+__all__ = ["BeamRequest", "beam_request", "check_modes", "generation_settings"]

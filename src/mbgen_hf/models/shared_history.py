@@ -63,6 +63,17 @@ class BeamCache:
         layers = tuple((keys[users, parents], values[users, parents]) for keys, values in self.layers)
         return BeamCache(layers, self.behaviors[users, parents], self.states[users, parents], self.depth)
 
+    def join(self, other: "BeamCache") -> "BeamCache":
+        """The beams of both, of one depth."""
+        layers = tuple(
+            tuple(torch.cat(pair, dim=1) for pair in zip(mine, others, strict=True))
+            for mine, others in zip(self.layers, other.layers, strict=True)
+        )
+        behaviors, states = (
+            torch.cat(pair, dim=1) for pair in ((self.behaviors, other.behaviors), (self.states, other.states))
+        )
+        return BeamCache(layers, behaviors, states, self.depth)
+
     def grow(self, layers, behaviors: torch.Tensor, hidden: torch.Tensor) -> "BeamCache":
         """The cache with one more token, its last hidden states `(num_users, num_beams, d_model)` included."""
         states = torch.cat([self.states, hidden[:, :, None]], dim=2)

@@ -99,7 +99,9 @@ def normalized(log_probs: torch.Tensor) -> torch.Tensor:
     return torch.where(total > -torch.inf, log_probs - total, log_probs)
 
 
-def beam_search(expansion: Expansion, prompt_ids: torch.LongTensor, num_beams: int) -> Beams:
+def beam_search(
+    expansion: Expansion, prompt_ids: torch.LongTensor, num_beams: int, by_behavior: bool = False
+) -> Beams:
     """The best items by beam search.
 
     A step keeps the `num_beams` best continuations, fewer only where there are fewer. With as many beams as items the
@@ -109,6 +111,8 @@ def beam_search(expansion: Expansion, prompt_ids: torch.LongTensor, num_beams: i
         expansion: the model on a batch.
         prompt_ids: `(num_users, prompt_len)` what is given, from the behavior token on.
         num_beams: number of beams per user.
+        by_behavior: whether every behavior has so many beams of its own; they then follow one another, behavior by
+            behavior. The behavior must not be given.
     """
     beams, cache = expansion.start(prompt_ids), expansion.decoder.cache
     for depth in range(prompt_ids.shape[1], 1 + expansion.space.num_code_levels):
@@ -118,16 +122,22 @@ def beam_search(expansion: Expansion, prompt_ids: torch.LongTensor, num_beams: i
             hidden, cache = expansion.hidden(beams, cache)
         log_probs = expansion.log_probs(hidden, beams, cache)
         if depth == 0:
-            beams = replace_behavior_log_probs(beams, log_probs[:, 0])
-        width = log_probs.shape[-1]
-        total = (beams.scores[..., None] + log_probs).flatten(1)
-        scores, best = total.topk(min(num_beams, total.shape[1]), dim=1)
-        beams = expansion.follow(beams, best // width, best % width, scores)
+            beams = with_behavior_log_probs(beams, log_probs[:, 0])
+        users, count, width = log_probs.shape
+        groups = len(expansion.space.behaviors) if by_behavior and depth > 0 else 1
+        keep = width if by_behavior and depth == 0 else num_beams
+        total = (beams.scores[..., None] + log_probs).view(users, groups, -1)
+        scores, best = total.topk(min(keep, total.shape[2]), dim=2)
+        first = torch.arange(groups, device=best.device)[:, None] * (count // groups)
+        beams = expansion.follow(
+            beams, (best // width + first).flatten(1), (best % width).flatten(1), scores.flatten(1)
+        )
     return beams
 
 
-def replace_behavior_log_probs(beams: Beams, log_probs: torch.Tensor) -> Beams:
+def with_behavior_log_probs(beams: Beams, log_probs: torch.Tensor | None) -> Beams:
+    """The same beams with the log-probabilities of the behaviors beside them."""
     return Beams(beams.ids, beams.scores, beams.state, beams.parents, log_probs)
 
 
-__all__ = ["Beams", "Expansion", "beam_search", "normalized"]
+__all__ = ["Beams", "Expansion", "beam_search", "normalized", "with_behavior_log_probs"]
