@@ -46,3 +46,13 @@ def test_compare_models_writes_tables_and_its_curves_can_be_drawn(tmp_path, caps
     assert (tmp_path / "calibration.png").stat().st_size > 5_000
     with pytest.raises(ValueError, match="expected runs of `compare_models.py`, found none"):
         load("learning_curves").main([str(data), str(tmp_path / "none.png")])
+
+
+@pytest.mark.parametrize("order", ["time", "user"])
+def test_both_sides_of_the_data_benchmark_do_the_same(tmp_path, order):
+    prepare = load("prepare")
+    prepare.write_log(tmp_path / "log.txt", 20_000, order)
+    ours, rival = prepare.ours(tmp_path / "log.txt"), prepare.rival(tmp_path / "log.txt")
+    for name in ("rows", "users", "items", "checksum"):
+        assert ours[name] == rival[name] > 0
+    assert 0 < ours["rows"] < 20_000 and ours["peak"] > 0 and ours["seconds"] > 0
