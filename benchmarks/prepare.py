@@ -44,6 +44,12 @@ def write_log(path: Path, rows: int, order: str, seed: int = 0) -> None:
             users = rng.integers(0, num_users, size) if order == "time" else (share * num_users).astype(np.int64)
             times = share * SECONDS if order == "time" else share * num_users % 1 * SECONDS
             items = (rng.random(size) ** 2 * num_items).astype(np.int64)
+            # One row in twenty goes to a rare item and, in order of time, one in a hundred to a rare user: the filters
+            # take these away again.
+            rare = rng.random(size)
+            items = np.where(rare < 0.05, num_items + rng.integers(0, 4 * num_items, size), items)
+            if order == "time":
+                users = np.where(rare > 0.99, num_users + rng.integers(0, num_users // 2, size), users)
             frame = pl.DataFrame(
                 {
                     "user": users * 3 + 1,
