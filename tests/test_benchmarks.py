@@ -142,3 +142,13 @@ def test_item_ids_measures_itself_and_its_rival(capsys):
     assert load("item_ids").main(["--items", "3000", "--dim", "8", "--codes", "6", "--rival-items", "1500"]) == 0
     printed = capsys.readouterr().out
     assert "3000 items x 8, 6 groups" in printed and "times as fast, inertia" in printed
+
+
+@pytest.mark.parametrize("order", ["time", "user"])
+def test_both_sides_of_the_data_benchmark_do_the_same(tmp_path, order):
+    prepare = load("prepare")
+    prepare.write_log(tmp_path / "log.txt", 20_000, order)
+    ours, rival = prepare.ours(tmp_path / "log.txt"), prepare.rival(tmp_path / "log.txt")
+    for name in ("rows", "users", "items", "checksum"):
+        assert ours[name] == rival[name] > 0
+    assert 0 < ours["rows"] < 20_000 and ours["peak"] > 0 and ours["seconds"] > 0

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 from datasets import load_dataset
 
+from mbgen_hf.data import sequence_table
 from mbgen_hf.data.behavior_schema import BehaviorSchema
 from mbgen_hf.data.sequence_table import SequenceTable
 
@@ -116,3 +117,19 @@ def test_sample_users_keeps_their_rows_and_the_items_that_occur() -> None:
     assert table.sample_users(40) is table
     with pytest.raises(ValueError, match="at least 1 user, found 0"):
         table.sample_users(0)
+
+
+@pytest.mark.parametrize("times", ["many ties", "wide"])
+@pytest.mark.parametrize("at_once", [50, 1 << 23])
+def test_sequence_table_sorts_large_logs_in_groups(times: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequence_table, "SORTED_AT_ONCE", at_once)
+    rng = np.random.default_rng(1)
+    # Wide times with many users do not fit into one integer key.
+    stamps = rng.integers(0, 5, 1000) if times == "many ties" else rng.integers(0, 2**60, 1000)
+    frame = log(list(zip(rng.integers(0, 70, 1000), range(1000), [0] * 1000, stamps, strict=True)))
+    table = SequenceTable.from_log(frame, SCHEMA)
+    expected = frame.sort("user_id", "timestamp", maintain_order=True)
+    assert table.item_ids[table.items].tolist() == expected["item_id"].to_list()
+    assert np.repeat(table.user_ids, table.lengths).tolist() == expected["user_id"].to_list()
+    ordered = SequenceTable.from_log(expected, SCHEMA)
+    assert ordered.fingerprint() == table.fingerprint()

@@ -12,6 +12,7 @@ import polars as pl
 
 from mbgen_hf.data.behavior_schema import BehaviorSchema
 from mbgen_hf.data.behavior_values import FIRST_DROPPED, BehaviorValues, behavior_values, canonical
+from mbgen_hf.data.distinct_ids import count_distinct
 from mbgen_hf.data.input_error import bad_input, shown
 from mbgen_hf.data.log_file import LogFile, check_columns, open_log_file
 from mbgen_hf.data.parse_rows import (
@@ -268,14 +269,13 @@ def _report(
             f"no interaction left: of {rows} rows {dict(dropped)} were dropped by behavior and {dict(skipped)} skipped"
         )
     counts = dict(frame["behavior"].value_counts().rows())
-    users, items = frame.select(pl.col("user_id", "item_id").n_unique()).row(0)
     return ReadReport(
         rows=rows,
         kept=frame.height,
         dropped=dict(dropped),
         skipped=dict(skipped),
-        users=users,
-        items=items,
+        users=count_distinct(frame["user_id"]),
+        items=count_distinct(frame["item_id"]),
         behaviors={name: counts.get(label, 0) for label, name in enumerate(values.schema.names)},
         behavior_source=values.source,
         id_types={

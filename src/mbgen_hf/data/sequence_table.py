@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from mbgen_hf.data.behavior_schema import BehaviorSchema
+from mbgen_hf.data.distinct_ids import dense_ranks
 
 
 SEQUENCES_FILE = "sequences.parquet"
 CATALOG_FILE = "catalog.parquet"
 SCHEMA_FILE = "schema.json"
-MAX_SPARSENESS = 8
-"""Up to so many possible integer ids per interaction are looked up in a table of flags and ranks, 5 bytes each."""
+SORTED_AT_ONCE = 1 << 23
+"""Interactions; about so many times 40 bytes is what sorting takes besides."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class SequenceTable:
             ValueError: the frame has no rows, lacks a column, holds nulls, or a label that `schema` does not have.
         """
         _check_log(frame, schema)
-        users, user_ids = _dense_codes(frame["user_id"])
-        items, item_ids = _dense_codes(frame["item_id"])
+        users, user_ids = dense_ranks(frame["user_id"])
+        items, item_ids = dense_ranks(frame["item_id"])
         timestamps = frame["timestamp"].cast(pl.Int64).to_numpy()
         offsets = np.concatenate([[0], np.cumsum(np.bincount(users))]).astype(np.int64)
         order = _order(users, timestamps)
@@ -237,33 +238,31 @@ def _check_log(frame: pl.DataFrame, schema: BehaviorSchema) -> None:
         raise ValueError(f"`frame`: expected behavior labels from 0 to {len(schema) - 1}, found {low} to {high}")
 
 
-def _dense_codes(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    """`(n,)` `int32` rank of each id among the distinct ones, and these in ascending order."""
-    if ids.dtype.is_integer():
-        low, high = int(ids.min()), int(ids.max())
-        if high - low < MAX_SPARSENESS * len(ids) + 2**16:  # look up, which is many times faster than to join
-            values = ids.cast(pl.Int64).to_numpy() - low
-            present = np.zeros(high - low + 1, dtype=bool)
-            present[values] = True
-            ranks = np.cumsum(present, dtype=np.int32) - np.int32(1)
-            return ranks[values], pl.Series(np.flatnonzero(present) + low, dtype=pl.Int64)
-    distinct = ids.unique().sort()
-    index = pl.DataFrame({"id": distinct}).with_row_index("rank")
-    ranks = ids.alias("id").to_frame().join(index, on="id", how="left", maintain_order="left")["rank"]
-    return ranks.to_numpy().astype(np.int32), distinct
-
-
 def _order(users: np.ndarray, timestamps: np.ndarray) -> np.ndarray | slice:
-    """What sorts by user and time, ties in place; a slice of everything where the rows are in order already."""
+    """What sorts by user and time, ties in place; a slice of everything where the rows are in order already.
+
+    A group of users is sorted at a time: sorting needs several times the memory of what it sorts.
+    """
+    same_user = users[1:] == users[:-1]
+    if np.all((users[1:] > users[:-1]) | (same_user & (timestamps[1:] >= timestamps[:-1]))):
+        return slice(None)
+    num_users = int(users.max()) + 1
+    order = np.empty(len(users), dtype=np.uint32)
+    done = 0
+    for group in np.array_split(np.arange(num_users), min(num_users, -(-len(users) // SORTED_AT_ONCE))):
+        rows = np.flatnonzero((users >= group[0]) & (users <= group[-1])).astype(np.uint32)
+        order[done : done + len(rows)] = rows[_sorted(users[rows] - group[0], timestamps[rows])]
+        done += len(rows)
+    return order
+
+
+def _sorted(users: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
     start = int(timestamps.min())
     span = int(timestamps.max()) - start + 1
     if (int(users.max()) + 1) * span < 2**63:  # one key sorts in a third of the time of two
-        keys = [users * np.int64(span) + (timestamps - start)]
+        frame = pl.DataFrame({"key": users * np.int64(span) + (timestamps - start)})
     else:
-        keys = [users, timestamps]
-    if len(keys) == 1 and np.all(keys[0][1:] >= keys[0][:-1]):
-        return slice(None)
-    frame = pl.DataFrame({f"key {i}": key for i, key in enumerate(keys)})
+        frame = pl.DataFrame({"user": users, "time": timestamps})
     return frame.select(pl.arg_sort_by(frame.columns, maintain_order=True)).to_series().to_numpy()
 
 
