@@ -138,7 +138,7 @@ class _Dropout(torch.autograd.Function):
         dropped = round(probability * 65536)
         words = torch.empty((states.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         kept = words.view(torch.int16)[: states.numel()].view(states.shape) >= dropped - 32768
-        scale = kept.to(states.dtype).mul_(65536 / (65536 - dropped))
+        scale = torch.mul(kept, 65536 / (65536 - dropped)).to(states.dtype)
         ctx.save_for_backward(scale)
         return states * scale
 

@@ -1,18 +1,20 @@
 """Position-routed experts and behavior injection, shared by MBGen (section 3.4) and GAMER (equation 5).
 
-A token's expert is its slot. Tokens are brought into slot order once per forward pass, the experts then are one
-grouped matrix product per weight, and the results are put back. All of it stays on the device: no boolean indexing,
-no host synchronisation, no capacity, no router probability.
+A token's expert is its slot. The slot order of the tokens is found once per forward pass; a layer brings its tokens
+into that order, the experts are one grouped matrix product per weight, and the results are put back. All of it stays
+on the device: no boolean indexing, no host synchronisation, no capacity, no router probability.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
-from .fused_operations import Dropout, joint_linear, reorder
+from .fused_operations import Dropout, fuses_by_hand, joint_linear, reorder
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def grouped_matmul(states: torch.Tensor, weight: torch.Tensor, ends: torch.Tenso
         # `grouped_mm` is on no autocast list: without the casts it would run in float32.
         dtype = torch.get_autocast_dtype(device)
         states, weight = states.to(dtype), weight.to(dtype)
+    if fuses_by_hand(states):
+        return _GroupedMatmul.apply(states, weight, ends)
     if states.dtype == torch.float64:
         # The kernel has no float64. Every matrix on every row is slower but exact, and float64 is for checking only.
         group = torch.bucketize(torch.arange(states.shape[0], device=states.device), ends, right=True)
@@ -71,6 +75,49 @@ def grouped_matmul(states: torch.Tensor, weight: torch.Tensor, ends: torch.Tenso
     if torch.compiler.is_compiling():
         return _grouped_matmul_op(states, weight, ends)
     return F.grouped_mm(states, weight, offs=ends)
+
+
+class _GroupedMatmul(torch.autograd.Function):
+    """On the CPU, where ends are at hand: neighbouring groups of one size are one batched product.
+
+    In whole interactions all slots but that of special tokens have the same number of tokens.
+    """
+
+    @staticmethod
+    def forward(ctx, states: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        states = states.contiguous()
+        ctx.save_for_backward(states, weight)
+        ctx.runs = _runs(ends.tolist())
+        output = states.new_empty(len(states), weight.shape[2])
+        for rows, groups, shape in ctx.runs:
+            torch.bmm(states[rows].view(shape), weight[groups], out=output[rows].view(shape))
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        states, weight = ctx.saved_tensors
+        grad, grad_states = grad.contiguous(), torch.empty_like(states)
+        # In the layout of the parameter, whose transpose `weight` is.
+        grad_weight = weight.new_zeros(weight.shape[0], weight.shape[2], weight.shape[1])
+        for rows, groups, shape in ctx.runs:
+            own = grad[rows].view(shape)
+            torch.bmm(own, weight[groups].transpose(1, 2), out=grad_states[rows].view(shape))
+            torch.bmm(own.transpose(1, 2), states[rows].view(shape), out=grad_weight[groups])
+        return grad_states, grad_weight.transpose(1, 2), None
+
+
+def _runs(ends: list[int]) -> list[tuple[slice, slice, tuple[int, int, int]]]:
+    """Rows, groups and the shape `(groups, rows of a group, -1)` of neighbouring groups of one size; none empty."""
+    sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    runs, start, group = [], 0, 0
+    for size, members in groupby(sizes):
+        count = len(list(members))
+        if size:
+            rows = slice(start, start + count * size)
+            runs.append((rows, slice(group, group + count), (count, size, -1)))
+        start, group = start + count * size, group + count
+    return runs
 
 
 # Traced `F.grouped_mm` accepts bfloat16 only (its meta function rejects float32), so the compiled path sees an
