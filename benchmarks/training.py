@@ -257,7 +257,7 @@ def train(
     model.to(device).train()
     work = [{name: values.to(device) for name, values in batch.items()} for batch in work]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    counts = [(real_tokens(batch), predictions(batch), batch["input_ids"].numel()) for batch in work]
+    counts = [(real_tokens(batch), predictions(batch), arithmetic(model, batch)) for batch in work]
 
     def step(batch: Batch) -> None:
         with torch.autocast(device, torch.bfloat16, enabled=autocast):
@@ -271,19 +271,20 @@ def train(
         step(batch)
     synchronize(device)
     reset_peak_memory(device)
-    tokens = targets = steps = 0
+    tokens = targets = steps = flop = 0
     started = time.perf_counter()
     # Whole rounds only: batches differ in length, and contenders must see the same mixture.
     while steps == 0 or time.perf_counter() - started < seconds:
-        for batch, (real, predicted, _) in zip(work, counts, strict=True):
+        for batch, (real, predicted, needed) in zip(work, counts, strict=True):
             step(batch)
-            tokens, targets, steps = tokens + real, targets + predicted, steps + 1
+            tokens, targets, flop, steps = tokens + real, targets + predicted, flop + needed, steps + 1
         synchronize(device)
     elapsed = time.perf_counter() - started
-    padding = 1 - sum(int(batch["attention_mask"].sum()) for batch in work) / sum(cells for *_, cells in counts)
+    padding = 1 - sum(int(b["attention_mask"].sum()) for b in work) / sum(b["input_ids"].numel() for b in work)
     return {
         "tokens_per_second": tokens / elapsed,
         "predictions_per_second": targets / elapsed,
+        "flop_per_second": flop / elapsed,
         "seconds_per_step": elapsed / steps,
         "padding": padding,
         "peak_memory_mb": peak_memory(device),
@@ -329,15 +330,22 @@ def matmul_rate(dtype: torch.dtype, device: str) -> float:
     return 2 * side**3 / best_time(lambda: one @ two, device, repeats=5)
 
 
-def arithmetic_per_token(model: nn.Module) -> float:
-    """FLOP of forward and backward per token: six per weight of a matrix product, of one expert where routed."""
-    weights = 0
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            weights += module.weight.numel()
-        elif isinstance(getattr(module, "weight", None), nn.Parameter) and module.weight.dim() == 3:
-            weights += module.weight[0].numel()
-    return 6.0 * weights
+def arithmetic(model: nn.Module, batch: Batch) -> float:
+    """FLOP of the weights of a step: six per weight and token that meets it, of one expert where routed.
+
+    Attention's products of tokens with tokens are left out.
+    """
+    histories, targets, total = int(batch["attention_mask"].sum()), int((batch["labels"] != -100).sum()), 0.0
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        routed = weight is not None and weight.dim() == 3
+        other_expert = "expert_" in name and "expert_0" not in name
+        if other_expert or not (routed or isinstance(module, nn.Linear)):
+            continue
+        of_target = name.startswith("decoder.") and not name.endswith(("EncDecAttention.k", "EncDecAttention.v"))
+        tokens = targets if of_target or name == "lm_head" else histories
+        total += 6.0 * (weight[0] if routed else weight).numel() * tokens
+    return total
 
 
 def feed_forward(size: str, dtype: torch.dtype, device: str, tokens: int = 4096) -> dict[str, float]:
@@ -391,14 +399,12 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
         rows = max(1, round(size / users.lengths.mean())) if which == "causal" else size
         work = batches(users, which.removeprefix("stock-"), rows, not plain, args.batches)
         model = build(which, args.size, args.dropout)
-        arithmetic = arithmetic_per_token(model)
         if plain:
             model = make_plain(model)
         if compiled:
             model.compile(dynamic=True)
         result = train(model, plain_loss if plain else our_loss, work, args.seconds, args.device, autocast)
-        rate = rates["bfloat16" if autocast else "float32"]
-        result["share_of_matmul_rate"] = result["tokens_per_second"] * arithmetic / rate
+        result["share_of_matmul_rate"] = result["flop_per_second"] / rates["bfloat16" if autocast else "float32"]
         results[name] = result
         for rival in ("plain", "stock"):
             if rival in results:
