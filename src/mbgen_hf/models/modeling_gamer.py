@@ -31,6 +31,7 @@ from .fused_operations import (
     Dropout,
     FusedQwen3RMSNorm,
     attend,
+    fuses_by_hand,
     joint_linear,
     norm_and_rotate,
 )
@@ -382,11 +383,13 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
         queries, keys = columns[new][None, :, None], columns[None, None]
         mask = keys <= queries
         if present is not None:
-            mask = mask & present[:, None].bool()
+            # Padding sees itself, so that no kernel meets a row without any key.
+            mask = mask & (present[:, None].bool() | (keys == queries))
         if rule is not None:
             mask = mask & rule(rows, 0, queries, keys)
         mask = mask[:, None]
-        if length > MAX_KEYS_OF_PLAIN_ATTENTION and not (self.training and self.config.attention_dropout):
+        by_kernel = length > MAX_KEYS_OF_PLAIN_ATTENTION and not (self.training and self.config.attention_dropout)
+        if by_kernel or not fuses_by_hand(states):
             return mask
         return torch.where(mask, 0.0, HIDDEN).to(masks["inputs_embeds"].dtype)
 
