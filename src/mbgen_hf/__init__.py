@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from mbgen_hf.data.read_log import read_interaction_log
     from mbgen_hf.data.sequence_table import SequenceTable
     from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
+    from mbgen_hf.item_ids.balance_report import balance_report
     from mbgen_hf.item_ids.chunked import chunked_item_ids
+    from mbgen_hf.item_ids.fit import fit_item_ids
+    from mbgen_hf.item_ids.fitted_ids import ItemIds
+    from mbgen_hf.learned_features import fit_ids
     from mbgen_hf.public_datasets.build import build_dataset
     from mbgen_hf.recommendation import recommend
     from mbgen_hf.simulation import simulate_shop
@@ -54,7 +58,11 @@ _ON_FIRST_USE = {
     "SequenceTable": "data.sequence_table",
     "build_dataset": "public_datasets.build",
     "build_model": "training.train",
+    "ItemIds": "item_ids.fitted_ids",
+    "balance_report": "item_ids.balance_report",
     "chunked_item_ids": "item_ids.chunked",
+    "fit_ids": "learned_features",
+    "fit_item_ids": "item_ids.fit",
     "evaluate_tasks": "evaluation.evaluator",
     "load_checkpoint": "training.checkpoint",
     "load_settings": "training.settings",
@@ -85,6 +93,7 @@ __all__ = [
     "GamerConfig",
     "GamerForCausalLM",
     "InteractionTokenizer",
+    "ItemIds",
     "ItemTrie",
     "MBGenConfig",
     "MBGenForConditionalGeneration",
@@ -95,7 +104,10 @@ __all__ = [
     "__version__",
     "build_dataset",
     "build_model",
+    "balance_report",
     "chunked_item_ids",
+    "fit_ids",
+    "fit_item_ids",
     "evaluate_tasks",
     "load_checkpoint",
     "load_settings",

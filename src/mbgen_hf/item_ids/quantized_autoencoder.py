@@ -157,18 +157,18 @@ def train_autoencoder(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(features), generator=generator)
     held_out = int(validation_share * len(features))
-    validation, training = features[order[:held_out]], features[order[held_out:]]
+    validation, training = features[order[:held_out]], order[held_out:]
     batch_size = batch_size or min(max(len(training) // 5, 32), 1024)
     devices = [features.device] if features.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         network = QuantizedAutoEncoder(features.shape[1], hidden, latent_dim, code_sizes).to(features.device)
-    network.start_codebooks(training[: 64 * sum(code_sizes)], seed)
+    network.start_codebooks(features[training[: 64 * sum(code_sizes)]], seed)
     optimizer = torch.optim.Adagrad(network.parameters(), lr=learning_rate)
     best, kept, waited = float("inf"), None, 0
     with tqdm(total=max_epochs, desc="quantised auto-encoder", disable=not progress, leave=False) as bar:
         for epoch in range(1, max_epochs + 1):
-            loss = _pass(network, training, optimizer, beta, batch_size, generator)
+            loss = _pass(network, features, training, optimizer, beta, batch_size, generator)
             with torch.no_grad():
                 score = network.loss(validation, beta).item() if held_out else loss
             bar.set_postfix(loss=f"{loss:.3f}", validation=f"{score:.3f}", refresh=False)
@@ -190,24 +190,26 @@ def train_autoencoder(
 def _pass(
     network: QuantizedAutoEncoder,
     features: torch.Tensor,
+    items: torch.Tensor,
     optimizer: torch.optim.Optimizer,
     beta: float,
     batch_size: int,
     generator: torch.Generator,
 ) -> float:
-    """One pass in random order; returns the mean loss of its batches."""
-    total, order = 0.0, torch.randperm(len(features), generator=generator).to(features.device)
+    """One pass over some items in random order; returns the mean loss of its batches."""
+    total, order = 0.0, items[torch.randperm(len(items), generator=generator)].to(features.device)
     for rows in order.split(batch_size):
         loss = network.loss(features[rows], beta, follow=True)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         total += loss.item() * len(rows)
-    rest = network.encoder(features[order[: 16 * batch_size]]).detach()
-    for codebook in network.codebooks:
-        codebook.revive(rest, generator)
-        rest = rest - codebook.codes[codebook.nearest(rest)]
-    return total / len(features)
+    with torch.no_grad():
+        rest = network.encoder(features[order[: 16 * batch_size]])
+        for codebook in network.codebooks:
+            codebook.revive(rest, generator)
+            rest = rest - codebook.codes[codebook.nearest(rest)]
+    return total / len(items)
 
 
 __all__ = ["MovingCodebook", "QuantizedAutoEncoder", "feed_forward", "train_autoencoder"]
