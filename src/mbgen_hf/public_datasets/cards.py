@@ -72,7 +72,7 @@ builder with the configs `sequential` and `session`.
 {presets}
 
 Every rule is an option of `mbgen prepare` and an argument of `build_dataset`. Items are counted in training
-interactions alone. Which users and days the papers drew was not published, nor how GAMER got from raw logs to sessions:
+interactions alone. Which users and days the papers drew was not published, nor how GAMER made sessions of raw logs:
 from raw files expect numbers near the papers', not equal ones.
 
 ## Columns
