@@ -41,7 +41,7 @@ def source_card(dataset: PublicDataset) -> str:
 
 {dataset.description}
 
-**Terms.** {dataset.terms} No row of it is part of this repository.
+**Terms.** To our knowledge: {dataset.terms} No row of it is part of this repository.
 
 ## How to obtain
 
@@ -72,7 +72,8 @@ builder with the configs `sequential` and `session`.
 {presets}
 
 Every rule is an option of `mbgen prepare` and an argument of `build_dataset`. Items are counted in training
-interactions alone. Neither paper released its preprocessing; samples and weeks are therefore not the papers' own.
+interactions alone. Which users and days the papers drew was not published, nor how GAMER made sessions of raw logs:
+from raw files expect numbers near the papers', not equal ones.
 
 ## Columns
 
@@ -115,7 +116,7 @@ def published_card(
     data = DatasetCardData(license="other", pretty_name=title, tags=TAGS, configs=listed)
     first = next(iter(details))
     about = "A multi-behavior interaction log." if dataset is None else dataset.description
-    terms = "Not stated; those of the log it was made from apply." if dataset is None else dataset.terms
+    terms = "Those of the log it was made from." if dataset is None else f"To our knowledge: {dataset.terms}"
     sections = "\n\n".join(f"### {config}\n\n```text\n{text}\n```" for config, text in details.items())
     text = f"""---
 {data.to_yaml()}
