@@ -138,6 +138,10 @@ def measure(kind: str, args: argparse.Namespace) -> dict:
     difference = (answer.sequences_scores - stock.sequences_scores).abs().max().item()
     if not same or difference > 1e-4:
         raise RuntimeError(f"expected the items and scores of stock generate, found a difference of {difference:.1e}")
+    exact_seconds, exact = timed(lambda: model.generate(ids, mask, **options, exact=True, node_budget=20_000), 1)
+    if bool((exact.exact_gap > 0).any()):
+        raise RuntimeError(f"expected a proof within the budget, found gaps {exact.exact_gap.tolist()}")
+    found = (answer.item_indices[:, :, None] == exact.item_indices[:, None]).any(2).float().mean().item()
     return {
         "model": kind,
         "users": args.users,
@@ -150,6 +154,9 @@ def measure(kind: str, args: argparse.Namespace) -> dict:
         "ratio": statistics.median(rival) / statistics.median(seconds),
         "goal": GOAL,
         "largest_score_difference": difference,
+        "exact_seconds": exact_seconds[0],
+        "exact_expanded_prefixes": exact.expanded_prefixes.float().mean().item(),
+        "beam_recall_of_exact": found,
     }
 
 
@@ -177,6 +184,7 @@ def main(arguments=None) -> list[dict]:
         print(
             f"{row['model']:8}{row['users']:6}{row['history']:9}{row['beams']:7}{row['seconds']:9.3f}s"
             f"{row['reading_the_history_seconds']:13.3f}s{row['rival_seconds']:9.2f}s{row['ratio']:7.1f}x"
+            f"{row['exact_seconds']:8.2f}s{row['exact_expanded_prefixes']:10.0f}{row['beam_recall_of_exact']:8.2f}"
         )
     versions = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
     print(json.dumps({"rows": rows, **versions}))

@@ -23,6 +23,8 @@ def test_every_prefix_allows_what_the_catalog_continues(sizes, rows_only):
     node = trie.root(len(every))
     for level in range(len(sizes)):
         allowed = trie.allowed(node, level)
+        assert torch.equal(trie.bias(node, level) == 0, allowed)
+        assert torch.equal(trie.bias(node, level) == -torch.inf, ~allowed)
         for path, mask in zip(every.tolist(), allowed, strict=True):
             expected = {row[level] for row in rows if row[:level] == tuple(path[:level])}
             assert set(mask.nonzero().flatten().tolist()) == expected

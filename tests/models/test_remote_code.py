@@ -22,11 +22,12 @@ other = getattr(transformers, sys.argv[4]).from_pretrained(folder, trust_remote_
 assert type(other).__name__ == type(model).__name__
 assert type(model).__module__.startswith("transformers_modules."), type(model)
 options = dict(prompt=[model.config.bos_token_id, "buy"], num_beams=20, num_return_sequences=10,
-               return_dict_in_generate=True)
+               return_dict_in_generate=True, exclude=[0, 1, 2])
+type(model)._stock_generate = None  # The shared-history search must answer.
 histories = [[tuple(pair) for pair in history] for history in histories]
 users = [1, 2, 3] if tokenizer.token_space.num_user_tokens else None
 encoded = tokenizer.encode_history(histories, user_id=users)
-found = [model.generate(**encoded, **options), model.generate(**options)]
+found = [model.generate(**encoded, **options), model.generate(**options), model.generate(**options, exact=True)]
 model.save_pretrained(again)
 tokenizer.save_pretrained(again)
 print(json.dumps([[tokenizer.decode_items(o.sequences), o.sequences_scores.tolist()] for o in found]))
@@ -68,10 +69,12 @@ def test_a_folder_works_where_the_package_is_missing(tmp_path, model, tokenizer,
         "num_beams": 20,
         "num_return_sequences": 10,
         "return_dict_in_generate": True,
+        "exclude": [0, 1, 2],
     }
     expected = [
         model.generate(**tokenizer.encode_history(HISTORIES, user_id=users), **options),
         model.generate(**options),
+        model.generate(**options, exact=True),
     ]
     # What is loaded without the package and saved again must work as well.
     for folder, again in ((first, second), (second, tmp_path / "third")):

@@ -18,7 +18,7 @@ NUM_ITEMS, USERS = 30, len(HISTORIES)
 ITEMS = st.integers(min_value=0, max_value=NUM_ITEMS - 1)
 LISTS = st.lists(ITEMS, max_size=40)
 SETS = st.none() | LISTS | st.lists(LISTS, min_size=USERS, max_size=USERS)
-PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=15, deadline=None, derandomize=True)
 
 
 @lru_cache
@@ -80,7 +80,7 @@ def test_a_wide_beam_gives_the_filtered_ranking(kind, candidates, exclude, resul
 
 
 @pytest.mark.parametrize("kind", ["mbgen", "gamer"])
-@settings(PROPERTY, max_examples=8)
+@settings(PROPERTY, max_examples=6)
 @given(
     candidates=SETS, exclude=SETS, beams=st.integers(min_value=2, max_value=12), behavior=st.none() | st.just("buy")
 )
@@ -121,7 +121,7 @@ def catalogs(draw):
     return sizes, codes, eligible, users, draw(sets), draw(sets)
 
 
-@settings(PROPERTY, max_examples=150)
+@settings(PROPERTY, max_examples=100)
 @given(case=catalogs())
 def test_states_allow_exactly_what_leads_to_a_reachable_item(case):
     sizes, codes, eligible, users, candidates, exclude = case

@@ -99,6 +99,10 @@ class ItemTrie:
         """Codes that may follow: `(num_rows, code_sizes[level])` bool, all false for -1."""
         return self._levels[level].allowed(node)
 
+    def bias(self, node: torch.Tensor, level: int) -> torch.Tensor:
+        """The same to be added to scores, which is faster than masking: 0 for what may follow, `-inf` elsewhere."""
+        return self._levels[level].bias(node)
+
     def marked(self, node: torch.Tensor, level: int, marks: torch.Tensor) -> torch.Tensor:
         """As `allowed`, for children with a mark only: `marks` has a bool per node at depth `level + 1`."""
         return self._levels[level].marked(node, marks)
@@ -163,19 +167,33 @@ class _Level:
         bits.index_add_(0, parents * row + codes // 8, (1 << (codes % 8)).to(torch.uint8))
         self.bits = bits.view(-1, row)
         byte = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device) & 1
-        # Eight bools at once as one integer, so that bytes become a mask by a single look-up.
-        self._bools = byte.bool().view(torch.int64)[:, 0]
+        # Eight values at once, so that bytes become a mask by a single look-up.
+        self._bools = byte.bool()
+        self._bias = torch.zeros(256, 8, device=device).masked_fill(~self._bools, -torch.inf)
         self._count = byte.sum(1)
-        self._column = torch.arange(row, device=device)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        return [self.first_child, self.codes] if self.bits is None else [self.first_child, self.bits, self._bools]
+        return [self.first_child, self.codes if self.bits is None else self.bits]
 
     def allowed(self, node: torch.Tensor) -> torch.Tensor:
         if self.bits is None:
             return self.marked(node, None)
-        return self._bools[self.bits[node].int()].view(torch.bool)[:, : self.size]
+        return self._look_up(self._bools, node)
+
+    def bias(self, node: torch.Tensor) -> torch.Tensor:
+        if self.bits is None:
+            return torch.zeros(1, device=node.device).masked_fill(~self.marked(node, None), -torch.inf)
+        return self._look_up(self._bias, node)
+
+    def _look_up(self, table: torch.Tensor, node: torch.Tensor) -> torch.Tensor:
+        """The entries of a `(256, 8)` table for the bytes of nodes, `(num_rows, size)`."""
+        values = table.index_select(0, self._bytes(node).flatten())
+        return values.view(node.numel(), -1)[:, : self.size]
+
+    def _bytes(self, node: torch.Tensor) -> torch.Tensor:
+        # -1 counts from the end, as it does in an index.
+        return self.bits.index_select(0, node % len(self.bits)).int()
 
     def marked(self, node: torch.Tensor, marks: torch.Tensor | None) -> torch.Tensor:
         start, end = self._children(node)
@@ -196,11 +214,14 @@ class _Level:
 
     def _ranked(self, node: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         """The child by the number of bits set before the code's."""
-        rows, byte, bit = self.bits[node].int(), code >> 3, code & 7
+        rows, byte, bit = self._bytes(node), code >> 3, code & 7
         own = rows.gather(1, byte[:, None])[:, 0]
-        before = self._count[rows].masked_fill(self._column >= byte[:, None], 0).sum(1)
-        rank = before + self._count[own & ((1 << bit) - 1).int()]
-        return torch.where((own >> bit & 1).bool(), self.first_child[node] + rank, -1)
+        count = self._count.index_select(0, rows.flatten()).view(rows.shape)
+        before = count.cumsum(1).gather(1, byte[:, None])[:, 0]
+        after = self._count.index_select(0, own >> bit)
+        # All bits up to the byte's end, without the code's own and those behind it.
+        first = self.first_child.index_select(0, node % len(self.first_child))
+        return torch.where((own >> bit & 1).bool(), first + before - after, -1)
 
     def _found(self, node: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         """The child by binary search among the parent's."""

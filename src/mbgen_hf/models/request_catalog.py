@@ -161,6 +161,14 @@ class RequestCatalog:
             allowed = allowed & ~gone
         return allowed.view(*state.shape[:2], -1)
 
+    def bias(self, state: torch.Tensor, level: int) -> torch.Tensor:
+        """The same to be added to scores: 0 for codes that may follow, `-inf` elsewhere."""
+        bias = self.trie.bias(state[..., 0].flatten(), self._lead + level)
+        if self.excluded is not None:
+            gone = self.excluded.marked(state[..., 1].flatten(), 1 + level, self._all_excluded[1 + level])
+            bias = bias.masked_fill(gone, -torch.inf)
+        return bias.view(*state.shape[:2], -1)
+
     def advance(self, state: torch.Tensor, code: torch.LongTensor, level: int) -> torch.Tensor:
         """The states after one more code each."""
         nodes = [self.trie.advance(state[..., 0].flatten(), code.flatten(), self._lead + level)]

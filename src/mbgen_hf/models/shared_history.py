@@ -123,9 +123,10 @@ def grouped_attention(
     if own is None:
         weights = scores.softmax(-1, dtype=precise).to(rows.dtype)
     else:
-        own_keys, own_values = (tensor.view(users, beams, -1, kv_heads, head_dim).transpose(2, 3) for tensor in own)
+        # A handful of keys for each row: products and sums beat thousands of tiny matrix products.
+        own_keys, own_values = (tensor.view(users, beams, -1, kv_heads, 1, head_dim) for tensor in own)
         grouped = rows.view(users, kv_heads, beams, -1, head_dim).transpose(1, 2)
-        own_scores = (grouped @ own_keys.transpose(3, 4)).transpose(1, 2)
+        own_scores = (grouped[:, :, None] * own_keys).sum(-1).permute(0, 3, 1, 4, 2)
         if own_bias is not None:
             own_scores = own_scores + own_bias
         both = torch.cat([scores, own_scores], dim=-1).softmax(-1, dtype=precise).to(rows.dtype)
@@ -133,7 +134,7 @@ def grouped_attention(
     output = weights.reshape(users, kv_heads, -1, length) @ shared_values
     output = output.view(users, kv_heads, beams, -1, head_dim).transpose(1, 2)
     if own is not None:
-        output = output + own_weights.transpose(1, 2) @ own_values
+        output = output + (own_weights.permute(0, 2, 4, 1, 3)[..., None] * own_values).sum(2)
     return output.reshape(users, beams, width)
 
 

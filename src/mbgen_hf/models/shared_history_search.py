@@ -76,9 +76,9 @@ class Expansion:
         log_probs = self.model.next_log_probs(hidden, slot, context, over_vocabulary=not self.over_catalog)
         if slot == BEHAVIOR_SLOT:
             allowed = self.catalog.allowed_behaviors(len(beams.ids))[:, None]
+            log_probs = log_probs.masked_fill(~allowed, -torch.inf)
         else:
-            allowed = self.catalog.allowed(beams.state, slot - FIRST_CODE_SLOT)
-        log_probs = log_probs.masked_fill(~allowed, -torch.inf)
+            log_probs = log_probs + self.catalog.bias(beams.state, slot - FIRST_CODE_SLOT)
         return normalized(log_probs) if self.over_catalog else log_probs
 
     def follow(self, beams: Beams, parents: torch.LongTensor, choice: torch.LongTensor, scores) -> Beams:
