@@ -109,7 +109,7 @@ def test_learning_curves_of_fast_and_plain_training_coincide(training, kind):
         model = training.make_plain(model) if plain else model
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         curve = []
-        for step in range(24):
+        for step in range(12):
             optimizer.zero_grad()
             loss(model.train(), batches[step % len(batches)]).backward()
             optimizer.step()
@@ -117,7 +117,7 @@ def test_learning_curves_of_fast_and_plain_training_coincide(training, kind):
                 curve.append(float(loss(model.eval(), held_out)))
         curves.append(curve)
     np.testing.assert_allclose(*curves, atol=2e-4)
-    assert curves[0][-1] < curves[0][0] - 0.2
+    assert curves[0][-1] < curves[0][0] - 0.1
 
 
 def test_under_autocast_the_loss_stays_close_and_float32(training):
@@ -131,11 +131,10 @@ def test_under_autocast_the_loss_stays_close_and_float32(training):
 
 
 def test_training_benchmark_writes_what_it_measures(training, tmp_path):
-    options = ["--seconds", "0.01", "--batches", "2", "--users", "40", "--longest", "6", "--batch", "8"]
-    found = training.main([*options, "--output", str(tmp_path / "training.json")])
+    options = ["--models", "mbgen", "--seconds", "0.01", "--batches", "2", "--users", "40", "--longest", "6"]
+    found = training.main([*options, "--batch", "8", "--output", str(tmp_path / "training.json")])
     assert json.loads((tmp_path / "training.json").read_text()) == found
-    for kind, names in (("gamer", 5), ("mbgen", 7)):
-        assert len(found[kind]) == names and found[kind]["ours"]["tokens_to_plain"] > 0
+    assert len(found["mbgen"]) == 7 and found["mbgen"]["ours causal"]["tokens_to_plain"] > 0
 
 
 def test_item_ids_measures_itself_and_its_rival(capsys):
