@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mbgen_hf.cli_data import add_prepare, add_push_dataset, add_statistics, comma_list
-from mbgen_hf.fit_ids_command import add_fit_ids
+from mbgen_hf.cli_fit_ids import add_fit_ids
 from mbgen_hf.version import __version__
 
 
