@@ -132,6 +132,11 @@ def test_recommend_takes_a_history_from_the_command_line(shop, capsys):
     ]
     run("recommend", shop / "model", "--history", "-k", 1, "--num-beams", 1)
     assert len(capsys.readouterr().out.splitlines()) == 2
+    seen = lines[1].split()[2]
+    run("recommend", shop / "model", "--history", f"click={seen}", "-k", 200)
+    assert seen in capsys.readouterr().out
+    run("recommend", shop / "model", "--history", f"click={seen}", "-k", 200, "--exclude-seen")
+    assert seen not in capsys.readouterr().out
     run("recommend", shop / "model", "--history", "-k", 2, "--behavior", "any")
     assert len(capsys.readouterr().out.splitlines()) == 3
 

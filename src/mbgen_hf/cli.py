@@ -190,6 +190,7 @@ def _add_recommend(subparsers: argparse._SubParsersAction) -> None:
     add("--user-id", metavar="ID", help="raw id of the user whose history is given, for models with user tokens")
     add("--behavior", metavar="NAME", help="behavior to recommend for (default: the target); 'any' predicts it too")
     add("-k", type=_positive, default=10, metavar="N", help="length of the lists (default: 10)")
+    add("--exclude-seen", action="store_true", help="leave out what the user has touched before")
     add("--output", metavar="FILE", help="write the lists as JSON")
 
 
@@ -211,7 +212,9 @@ def _run_recommend(args: argparse.Namespace) -> int:
     else:
         histories, users = [[_interaction(text) for text in args.history]], [args.user_id]
     behavior = None if args.behavior == "any" else args.behavior or tokenizer.target_behavior
-    lists = recommend(model, tokenizer, histories, users, behavior, args.k, args.num_beams, args.batch_size)
+    lists = recommend(
+        model, tokenizer, histories, users, behavior, args.k, args.num_beams, args.batch_size, args.exclude_seen
+    )
     rows = [
         {"user_id": user, "recommendations": [vars(entry) for entry in entries]}
         for user, entries in zip(users, lists, strict=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbgen_hf.data.sequence_table import SequenceTable
-from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
+from mbgen_hf.models.tokenization_interactions import InteractionTokenizer, history_items
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ def recommend(
     k: int = 10,
     num_beams: int = 50,
     batch_size: int = 64,
+    exclude_seen: bool = False,
 ) -> list[list[Recommendation]]:
     """Top-k lists for a number of histories.
 
@@ -38,6 +39,7 @@ def recommend(
         k: length of the lists; fewer come back where fewer items are reachable.
         num_beams: width of the beam search, at least k.
         batch_size: histories per `generate` call.
+        exclude_seen: leave the items of each history out of its list.
 
     Raises:
         ValueError: unknown items or behaviors, or k below 1.
@@ -49,9 +51,14 @@ def recommend(
     for start in range(0, len(histories), batch_size):
         batch = list(histories[start : start + batch_size])
         users = None if user_ids is None else list(user_ids[start : start + batch_size])
+        # Whole histories: an item that the model no longer sees was still touched.
+        seen = (
+            {"exclude": [tokenizer.item_indices(history_items(history)) for history in batch]} if exclude_seen else {}
+        )
         encoded = tokenizer.encode_history(batch, user_id=users, with_sessions=session_wise).to(model.device)
         output = model.generate(
             **encoded,
+            **seen,
             behavior=behavior,
             num_beams=max(num_beams, k, 2),  # Greedy search reports no scores.
             num_return_sequences=k,

@@ -351,6 +351,11 @@ def _is_pair(entry) -> bool:
     return isinstance(entry, (tuple, list)) and len(entry) == 2 and not isinstance(entry[0], (tuple, list, dict))
 
 
+def history_items(history) -> list:
+    """Raw item ids of one history, as `encode_history` takes it."""
+    return list(_columns(history)[0])
+
+
 def _columns(history) -> tuple[Sequence, Sequence]:
     """Item ids and behaviors of one history."""
     if isinstance(history, dict):
@@ -377,4 +382,4 @@ def _sessions(histories: list, lengths: np.ndarray) -> np.ndarray:
 
 InteractionTokenizer.register_for_auto_class()
 
-__all__ = ["InteractionTokenizer", "as_histories"]
+__all__ = ["InteractionTokenizer", "as_histories", "history_items"]
