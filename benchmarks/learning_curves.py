@@ -8,6 +8,7 @@ and of new ones, and the validation loss, against the steps taken. Needs the `pl
 
 import argparse
 import json
+from itertools import cycle
 from pathlib import Path
 
 from mbgen_hf.training.checkpoint import HISTORY_FILE
@@ -49,7 +50,7 @@ def draw(curves: dict[str, list[list[dict]]], output: Path, title: str) -> None:
 
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.6), layout="constrained")
     for axis, (key, label) in zip(axes, PANELS.items(), strict=True):
-        for color, (name, runs) in zip(COLORS, curves.items(), strict=False):
+        for color, (name, runs) in zip(cycle(COLORS), curves.items(), strict=False):
             for number, records in enumerate(runs):
                 points = [(record["step"], record[key]) for record in records if key in record]
                 axis.plot(*zip(*points, strict=True), color=color, marker=".", lw=1.4, label=None if number else name)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from model_fixtures import tiny_gamer, tiny_model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
 
 from mbgen_hf.models.fused_operations import (
@@ -127,3 +128,63 @@ def test_joint_linear_is_one_product_of_plain_layers_and_leaves_others_alone():
         torch.testing.assert_close(mine, layer(states))
     adapted = Adapted(8, 4, bias=False)
     torch.testing.assert_close(joint_linear(states, one, adapted)[1], F.linear(states, adapted.weight) + 1)
+
+
+@pytest.mark.parametrize("make", [tiny_model, tiny_gamer], ids=["mbgen", "gamer"])
+def test_reentrant_checkpoints_drop_the_same_again(make):
+    """The gradient along a direction, under a fixed seed, against a difference quotient."""
+    dropout = {"dropout_rate": 0.2} if make is tiny_model else {"hidden_dropout": 0.2, "attention_dropout": 0.2}
+    model = make(**dropout).double().train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.enable_input_require_grads()
+    ids = torch.tensor([[1, 4, 8, 12, 16, 5, 9, 13, 17]]) if make is tiny_gamer else torch.tensor([[4, 8, 12, 16, 2]])
+    labels = ids if make is tiny_gamer else torch.tensor([[5, 8, 12, 16, 2]])
+    parameter = model.get_input_embeddings().weight
+    direction = torch.randn(parameter.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def loss(step: float) -> torch.Tensor:
+        with torch.no_grad():
+            parameter.add_(direction, alpha=step)
+        torch.manual_seed(3)
+        value = model(input_ids=ids, labels=labels).loss
+        with torch.no_grad():
+            parameter.add_(direction, alpha=-step)
+        return value
+
+    torch.manual_seed(3)
+    model(input_ids=ids, labels=labels).loss.backward()
+    numeric = (loss(1e-6) - loss(-1e-6)) / 2e-6
+    torch.testing.assert_close((parameter.grad * direction).sum(), numeric, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [tiny_model, tiny_gamer], ids=["mbgen", "gamer"])
+def test_hooks_of_linear_layers_run(make):
+    """Offloading, pruning and the like live in hooks: weights must not be read past them."""
+    model = make().train()
+    ids = torch.tensor([[1, 4, 8, 12, 16]]) if make is tiny_gamer else torch.tensor([[4, 8, 12, 16, 2]])
+    named = dict(model.named_modules())
+    linear = [name for name in named if name.endswith((".q", ".q_proj", ".gate_proj"))]
+    calls = dict.fromkeys(linear, 0)
+
+    def count(name):
+        def hook(*_):
+            calls[name] += 1
+
+        return hook
+
+    plain = model(input_ids=ids, labels=ids).loss
+    for name in linear:
+        named[name].register_forward_pre_hook(count(name))
+    torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, plain)
+    assert linear and all(calls.values())
+
+
+def test_half_precision_generates():
+    for make in (tiny_model, tiny_gamer):
+        output = make().half().generate(behavior="buy", num_beams=4, return_dict_in_generate=True)
+        assert torch.isfinite(output.sequences_scores).all()
+
+
+def test_attentions_are_refused_where_there_are_none_to_give():
+    with pytest.raises(ValueError, match="expected `attn_implementation='eager'` beside it, found 'sdpa'"):
+        tiny_model()(input_ids=torch.tensor([[4, 8, 12, 16, 2]]), labels=torch.tensor([[2]]), output_attentions=True)

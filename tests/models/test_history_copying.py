@@ -256,3 +256,11 @@ def test_masked_logsumexp_has_no_gradient_where_nothing_is_reachable():
     assert total.tolist() == [0.0, -math.inf]
     total[0].backward()
     assert values.grad.tolist() == [[1.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_double_precision_stays_double(kind):
+    model, tokenizer = copying_model(kind)
+    inputs, labels = training_batch(kind, model.double(), tokenizer)
+    output = model(**inputs, labels=labels)
+    assert output.logits.dtype == output.loss.dtype == torch.float64

@@ -52,11 +52,12 @@ def test_pipeline_knows_sessions(tmp_path):
         },
         {"item_ids": ["item-01"], "behaviors": ["cart"], "session_ids": [0]},
     ]
+    rows.append({"item_ids": [], "behaviors": [], "session_ids": []})
     alone = [recommend(row, top_k=4) for row in rows]
-    together = recommend(rows, top_k=4, batch_size=2)
-    assert [[entry["item_id"] for entry in answer] for answer in together] == [
-        [entry["item_id"] for entry in answer] for answer in alone
-    ]
+    together = recommend(rows, top_k=4, batch_size=3)
+    for answer, expected in zip(together, alone, strict=True):
+        assert [entry["item_id"] for entry in answer] == [entry["item_id"] for entry in expected]
+        assert [e["score"] for e in answer] == pytest.approx([e["score"] for e in expected], abs=1e-5)
 
 
 def test_pipeline_refuses_bad_options(tmp_path):
@@ -66,6 +67,8 @@ def test_pipeline_refuses_bad_options(tmp_path):
         recommend(HISTORIES, top_k=0)
     with pytest.raises(ValueError, match="`beams`: expected an option of this pipeline"):
         recommend(HISTORIES, beams=5)
+    with pytest.raises(ValueError, match="`generate_kwargs`: expected none of the pipeline's own"):
+        recommend(HISTORIES, generate_kwargs={"num_beams": 5})
     with pytest.raises(ValueError, match="'unknown'"):
         recommend([[("click", "unknown")]])
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mbgen_hf.data.augmentation import Augmentation, copy_numbers, draw_copies
+from mbgen_hf.data.ranges import flat_ranges
 from mbgen_hf.data.sequence_table import SequenceTable
 
 
@@ -47,6 +48,20 @@ class UserRows:
     def select(self, numbers: np.ndarray) -> "UserRows":
         """Some of the rows, over the same interactions."""
         return replace(self, starts=self.starts[numbers], ends=self.ends[numbers], loss_from=self.loss_from[numbers])
+
+    def compact(self) -> "UserRows":
+        """The same rows over no more than their own interactions."""
+        positions = flat_ranges(self.starts, self.ends)[1]
+        ends = np.cumsum(self.lengths)
+        starts = ends - self.lengths
+        return UserRows(
+            self.items[positions],
+            self.behaviors[positions],
+            starts,
+            ends,
+            self.loss_from - self.starts + starts,
+            None if self.sessions is None else self.sessions[positions],
+        )
 
     def __add__(self, other: "UserRows") -> "UserRows":
         """The rows of both, one after the other."""
@@ -127,7 +142,8 @@ class TrainingRows:
         is_copy = ~(is_whole | is_other)
         rows = self._whole.select(numbers[is_whole]) + self._others.select(numbers[is_other] - self.num_training)
         if is_copy.any():
-            rows = rows + self._copies(numbers[is_copy] - len(self._whole), epoch)
+            # What is joined with the copies is a batch of rows, not the whole log behind them.
+            rows = rows.compact() + self._copies(numbers[is_copy] - len(self._whole), epoch)
         places = np.concatenate([np.flatnonzero(kind) for kind in (is_whole, is_other, is_copy)])
         return rows.select(np.argsort(places))
 

@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from .history_copying import Interactions, mix, same_item
+from .history_copying import Interactions, mix, precise, same_item
 from .shared_history import DecodingContext
 from .token_space import FIRST_CODE_SLOT
 
@@ -29,7 +29,7 @@ def copied_log_probs(
     first, width = space.slot_range(slot)
     history = Interactions.of(context.history.ids, space)
     choice = model.copying.from_encoder(context.states[:, :, 0], context.history.hidden_states, history)
-    generated = model.lm_logits(hidden_states).float()
+    generated = precise(model.lm_logits(hidden_states))
     generated = generated[..., first : first + width] - generated.logsumexp(-1, keepdim=True)
     prefix = choice.log_generate + _written_log_prob(model, context)
     matches = same_item(context.ids[..., 1:], history.codes[..., :level])
@@ -45,7 +45,7 @@ def _written_log_prob(model: PreTrainedModel, context: DecodingContext) -> torch
     """What the softmax alone gives to the codes so far, `(num_users, num_beams)`."""
     if context.ids.shape[-1] == 1:
         return torch.zeros(context.ids.shape[:2], device=context.ids.device)
-    log_probs = model.lm_logits(context.states[:, :, :-1]).float().log_softmax(-1)
+    log_probs = precise(model.lm_logits(context.states[:, :, :-1])).log_softmax(-1)
     return log_probs.gather(-1, context.ids[..., 1:, None])[..., 0].sum(-1)
 
 

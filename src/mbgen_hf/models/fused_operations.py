@@ -19,6 +19,11 @@ MAX_KEYS_OF_PLAIN_ATTENTION = 96
 HIDDEN = -1e30
 
 
+def hidden_score(dtype: torch.dtype) -> float:
+    """`HIDDEN`, or the lowest number of a narrower type such as float16."""
+    return max(HIDDEN, torch.finfo(dtype).min)
+
+
 def fuses_by_hand(states: torch.Tensor) -> bool:
     """Whether these operations run here rather than in a kernel that a compiler or a GPU library fuses.
 
@@ -152,7 +157,8 @@ def dropout(states: torch.Tensor, probability: float, training: bool) -> torch.T
     """As `torch.nn.functional.dropout`, at a fourth of its cost on the CPU."""
     if not training or probability == 0:
         return states
-    if probability > 0.99 or not fuses_by_hand(states):
+    # The same with and without gradients: a checkpoint's first pass and its recomputation must drop the same.
+    if probability > 0.99 or states.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(states, probability)
     return _Dropout.apply(states, probability)
 
@@ -178,12 +184,17 @@ class FusedSwitchLayerNorm(SwitchTransformersLayerNorm):
         return rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 
+def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
+    """Whether a linear map is no more than its weight: no bias, nothing replaced, no hook to run around it."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook")
+    return type(layer) is kind and getattr(layer, "bias", None) is None and not hooked
+
+
 def joint_linear(states: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
     """Several linear maps of the same states as one product."""
-    plain = all(type(layer) is nn.Linear and layer.bias is None for layer in layers)
     # Layers that an adapter or a quantizer has replaced have a forward of their own; without gradients the copy of the
     # weights costs more than it saves.
-    if not (plain and torch.is_grad_enabled()):
+    if not (all(map(is_plain, layers)) and torch.is_grad_enabled()):
         return tuple(layer(states) for layer in layers)
     joint = F.linear(states, torch.cat([layer.weight for layer in layers]))
     return joint.split([layer.out_features for layer in layers], dim=-1)
@@ -214,11 +225,17 @@ def attend(
     groups = heads // keys.shape[1]
     small = keys.shape[2] <= MAX_KEYS_OF_PLAIN_ATTENTION or probability > 0
     small = small or (mask is not None and mask.requires_grad)  # The kernel has no gradient by the mask.
-    if not (small and fuses_by_hand(queries)):
+    # With dropout also without gradients, for the sake of checkpoints.
+    by_hand = fuses_by_hand(queries) or (probability > 0 and queries.device.type == "cpu")
+    if not (small and by_hand) or torch.compiler.is_compiling():
         dtype = torch.promote_types(queries.dtype, values.dtype)
         queries, keys, values = queries.to(dtype), keys.to(dtype), values.to(dtype)
         if mask is not None and mask.dtype != torch.bool:
-            mask = mask.to(dtype)
+            mask = mask.clamp(min=torch.finfo(dtype).min).to(dtype)
+        if groups > 1 and queries.device.type != "cpu":
+            # With a mask, grouped heads would send GPUs to a kernel that writes all scores to memory.
+            keys, values = (part.repeat_interleave(groups, dim=1) for part in (keys, values))
+            groups = 1
         output = F.scaled_dot_product_attention(
             queries, keys, values, mask, probability, scale=scaling, enable_gqa=groups > 1
         )
@@ -244,6 +261,8 @@ __all__ = [
     "attend",
     "dropout",
     "fuses_by_hand",
+    "hidden_score",
+    "is_plain",
     "joint_linear",
     "norm_and_rotate",
     "reorder",

@@ -119,12 +119,12 @@ class HistoryCopying(nn.Module):
             visible: `(batch_size, queries, n)` bool, which interactions may be copied.
         """
         queries, keys = self.query(query_states), self.key(key_states)
-        scores = (queries @ keys.transpose(-1, -2)).float() * queries.shape[-1] ** -0.5
-        scores = scores + self.distance_bias[distance_bucket(distance)].float()
+        scores = precise(queries @ keys.transpose(-1, -2)) * queries.shape[-1] ** -0.5
+        scores = scores + self.distance_bias[distance_bucket(distance)]
         any_visible = visible.any(-1)
         scores = scores.masked_fill(~visible, -torch.inf)
         log_weights = scores - masked_logsumexp(scores)[..., None].masked_fill(~any_visible[..., None], 0.0)
-        gate = self.gate(query_states)[..., 0].float()
+        gate = precise(self.gate(query_states)[..., 0])
         return CopyChoice(
             log_copy=nn.functional.logsigmoid(gate).masked_fill(~any_visible, -torch.inf),
             log_generate=nn.functional.logsigmoid(-gate).masked_fill(~any_visible, 0.0),
@@ -194,6 +194,11 @@ def distance_bucket(distance: torch.Tensor) -> torch.Tensor:
     steps = (distance.clamp(min=exact).float() / exact).log() / torch.tensor(MAX_DISTANCE / exact).log()
     coarse = exact + (steps * (NUM_DISTANCES - exact)).long()
     return torch.where(distance < exact, distance.clamp(min=0), coarse.clamp(max=NUM_DISTANCES - 1))
+
+
+def precise(values: torch.Tensor) -> torch.Tensor:
+    """In float32, or float64 where the values are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def masked_logsumexp(values: torch.Tensor) -> torch.Tensor:
@@ -271,4 +276,13 @@ def mixed_log_probs(
     return torch.where(((known >= 0) & (known < levels))[..., None], mixed, generated)
 
 
-__all__ = ["CopyChoice", "HistoryCopying", "Interactions", "likelihood_gain", "mix", "mixed_log_probs", "same_item"]
+__all__ = [
+    "CopyChoice",
+    "HistoryCopying",
+    "Interactions",
+    "likelihood_gain",
+    "mix",
+    "mixed_log_probs",
+    "precise",
+    "same_item",
+]

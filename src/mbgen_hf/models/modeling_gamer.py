@@ -26,16 +26,16 @@ from .constrained_generation import ConstrainedGenerationMixin
 from .copying_search import copied_log_probs
 from .decoding_gamer import GamerDecoder
 from .fused_operations import (
-    HIDDEN,
     MAX_KEYS_OF_PLAIN_ATTENTION,
     Dropout,
     FusedQwen3RMSNorm,
     attend,
     fuses_by_hand,
+    hidden_score,
     joint_linear,
     norm_and_rotate,
 )
-from .history_copying import HistoryCopying, Interactions, likelihood_gain, mixed_log_probs
+from .history_copying import HistoryCopying, Interactions, likelihood_gain, mixed_log_probs, precise
 from .routed_feed_forward import RoutedGatedFeedForward, RoutedLinear, Routing
 from .token_loss import label_log_probs, logits_of_next_slot, token_loss
 from .token_space import BEHAVIOR_SLOT, PAD
@@ -391,7 +391,7 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
         by_kernel = length > MAX_KEYS_OF_PLAIN_ATTENTION and not (self.training and self.config.attention_dropout)
         if by_kernel or not fuses_by_hand(states):
             return mask
-        return torch.where(mask, 0.0, HIDDEN).to(masks["inputs_embeds"].dtype)
+        return torch.where(mask, 0.0, hidden_score(states.dtype)).to(states.dtype)
 
 
 class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3ForCausalLM):
@@ -523,7 +523,7 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
         known = (space.slots(ids[:, window]) - BEHAVIOR_SLOT).clamp(0, space.num_code_levels)
         history = Interactions.of(ids, space)
         choice = self.copying.within_row(states, (columns - known).clamp(min=0), history, sequence_ids, session_ids)
-        generated = self.lm_head(states[:, window]).float().log_softmax(-1)
+        generated = precise(self.lm_head(states[:, window])).log_softmax(-1)
         return mixed_log_probs(choice, generated, ids[:, window], history, space)[:, -keep:]
 
     @staticmethod
@@ -563,6 +563,8 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
                 raise ValueError("`session_ids`: expected a session for every token of the history, found None")
             if sessions is None:
                 sessions = torch.full_like(input_ids, -1)
+            # Whoever padded may not know that padding has no session.
+            sessions = sessions.masked_fill(attention_mask == 0, -1)
             # What is asked for and generated happens in a session of its own; the last column stands for all of it.
             opened = sessions.max(dim=1, keepdim=True).values + 1 if sessions.shape[1] else prompt_ids.new_zeros(1, 1)
             opened = opened.expand(len(prompt_ids), prompt_ids.shape[1] + 1)

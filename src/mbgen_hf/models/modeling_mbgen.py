@@ -24,8 +24,8 @@ from .configuration_mbgen import MBGenConfig
 from .constrained_generation import ConstrainedGenerationMixin
 from .copying_search import copied_log_probs
 from .decoding_mbgen import MBGenDecoder
-from .fused_operations import HIDDEN, Dropout, FusedSwitchLayerNorm, attend, joint_linear
-from .history_copying import CopyChoice, HistoryCopying, Interactions, likelihood_gain, mixed_log_probs
+from .fused_operations import Dropout, FusedSwitchLayerNorm, attend, hidden_score, joint_linear
+from .history_copying import CopyChoice, HistoryCopying, Interactions, likelihood_gain, mixed_log_probs, precise
 from .routed_feed_forward import RoutedFeedForward, Routing
 from .token_loss import label_log_probs, logits_of_next_slot, token_loss
 from .token_space import BEHAVIOR_SLOT, SPECIAL_SLOT
@@ -295,7 +295,7 @@ class MBGenStack(MBGenPreTrainedModel, SwitchTransformersStack):
         if attention_mask is not None:
             padding = attention_mask[:, None, None, :total] == 0
             hidden = padding if hidden is None else hidden | padding
-        return bias if hidden is None else bias.masked_fill(hidden, HIDDEN)
+        return bias if hidden is None else bias.masked_fill(hidden, hidden_score(bias.dtype))
 
     @staticmethod
     def _encoder_bias(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -303,7 +303,8 @@ class MBGenStack(MBGenPreTrainedModel, SwitchTransformersStack):
         if mask.dim() == 3:
             mask = mask.repeat_interleave(states.shape[1], dim=1)
         mask = mask[:, None, None] if mask.dim() == 2 else mask[:, None]
-        return torch.zeros(mask.shape, dtype=states.dtype, device=states.device).masked_fill(mask == 0, HIDDEN)
+        bias = torch.zeros(mask.shape, dtype=states.dtype, device=states.device)
+        return bias.masked_fill(mask == 0, hidden_score(states.dtype))
 
 
 class MBGenForConditionalGeneration(
@@ -380,10 +381,14 @@ class MBGenForConditionalGeneration(
             rest as in SwitchTransformers.
 
         Raises:
-            ValueError: `history_lengths` without a causal encoder or without labels.
+            ValueError: `output_attentions` under SDPA, which has none; `history_lengths` without a causal encoder
+                or without labels.
         """
         if attention_mask is None and input_ids is not None:
             attention_mask = input_ids != self.config.pad_token_id
+        wanted = kwargs.get("output_attentions", self.config.output_attentions)
+        if wanted and self.config._attn_implementation == "sdpa":
+            raise ValueError("`output_attentions`: expected `attn_implementation='eager'` beside it, found 'sdpa'")
         if history_lengths is not None and (labels is None or not self.config.causal_encoder):
             raise ValueError("`history_lengths`: expected a causal encoder and labels beside them, found none")
         history_ids = input_ids if decoder_history_ids is None else decoder_history_ids
@@ -419,7 +424,7 @@ class MBGenForConditionalGeneration(
             logits = self.lm_head(states)
             ids, space = decoder_input_ids.flatten(0, -2), self.config.token_space
             if choice is not None:
-                each = choice.for_positions(logits.shape[1]), logits.float().log_softmax(-1)
+                each = choice.for_positions(logits.shape[1]), precise(logits).log_softmax(-1)
                 logits = mixed_log_probs(*each, ids, history.repeated(len(ids)), space)
             elif self.config.loss_over == "slot":
                 logits = logits_of_next_slot(logits, ids, space, SPECIAL_SLOT)

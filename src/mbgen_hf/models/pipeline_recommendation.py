@@ -51,6 +51,11 @@ class RecommendationPipeline(Pipeline):
             raise ValueError(f"`{next(iter(unknown))}`: expected an option of this pipeline, found an unknown one")
         if top_k is not None and top_k < 1:
             raise ValueError(f"`top_k`: expected at least 1, found {top_k}")
+        own = {"behavior", "num_beams", "num_return_sequences", "return_dict_in_generate", "do_sample"}
+        if taken := sorted(own & set(generate_kwargs or {})):
+            raise ValueError(
+                f"`generate_kwargs`: expected none of the pipeline's own arguments {sorted(own)}, found {taken}"
+            )
         given = {"behavior": behavior, "top_k": top_k, "num_beams": num_beams, "generate_kwargs": generate_kwargs}
         return {}, {name: value for name, value in given.items() if value is not None}, {}
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .fused_operations import Dropout, fuses_by_hand, joint_linear, reorder
+from .fused_operations import Dropout, fuses_by_hand, is_plain, joint_linear, reorder
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,9 @@ class RoutedGatedFeedForward(RoutedFeedForward):
         self.down_proj = self._linear(d_ff, d_out)
 
     def _transform(self, states: torch.Tensor, *ends: torch.Tensor) -> torch.Tensor:
-        if self.routed:
+        if self.routed and not (is_plain(self.gate_proj, RoutedLinear) and is_plain(self.up_proj, RoutedLinear)):
+            gate, up = self.gate_proj(states, *ends), self.up_proj(states, *ends)
+        elif self.routed:
             both = torch.cat([self.gate_proj.weight, self.up_proj.weight], dim=1)
             gate, up = grouped_matmul(states, both.transpose(1, 2), *ends).chunk(2, dim=-1)
         else:

@@ -72,9 +72,10 @@ def gamer_data(
     packing: bool,
     session_wise: bool = False,
     loss_on_behaviors: bool = True,
+    seed: int = 0,
 ) -> TrainingData:
     """A user is an example (GAMER section 3.4); rows hold one interaction more than a history, the one predicted."""
-    copies = Augmentation(augmentation, ratios) if augmentation else None
+    copies = Augmentation(augmentation, ratios, seed) if augmentation else None
     held_out = held_out_rows(table, validation.history_start, validation.history_end)
     rows = TrainingRows(table, training_end, max_history + 1, copies, held_out)
     collator = RowCollator(rows, tokenizer, session_wise, packing, loss_on_behaviors)

@@ -98,7 +98,7 @@ def train_model(
     args = _training_arguments(settings, output_dir, seed)
     set_seed(seed)
     model, tokenizer = build_model(table, settings)
-    data = _training_data(table, tokenizer, settings)
+    data = _training_data(table, tokenizer, settings, seed)
     num_training = len(data.lengths)
     validation, protocol = settings["validation"], settings["data"]["protocol"]
     recommender = Recommender(model, tokenizer, table, validation["num_beams"], args.per_device_eval_batch_size)
@@ -169,6 +169,11 @@ def _training_arguments(settings: dict[str, Any], output_dir: Path, seed: int) -
             f"`training.lr_scheduler_type`: expected one of {[kind.value for kind in SchedulerType]}, "
             f"found {settings['training']['lr_scheduler_type']!r}"
         )
+    if settings["training"].get("dataloader_persistent_workers"):
+        # A loader draws its workers' seed whenever it starts; if it never starts again, a resumed run draws others.
+        raise ValueError(
+            "`training.dataloader_persistent_workers`: expected false, with which runs resume exactly, found true"
+        )
     if settings["training"].get("fp16"):
         # Gradients would be clipped while scaled, as in the released code (M11).
         raise ValueError("`fp16`: expected bf16 or float32 training, found fp16")
@@ -199,12 +204,13 @@ def _training_arguments(settings: dict[str, Any], output_dir: Path, seed: int) -
         ) from error
 
 
-def _training_data(table: SequenceTable, tokenizer: InteractionTokenizer, settings: dict) -> TrainingData:
+def _training_data(table: SequenceTable, tokenizer: InteractionTokenizer, settings: dict, seed: int) -> TrainingData:
     """Training examples, then those of the validation split."""
     options = dict(settings["data"])
     protocol = options.pop("protocol")
     if settings["architecture"] == "gamer":
         options["session_wise"] = settings["model"].get("session_wise_attention", False)
+        options["seed"] = seed
         options["loss_on_behaviors"] = settings["model"].get("loss_on_behaviors", True)
     else:
         options["causal_encoder"] = settings["model"].get("causal_encoder", False)
