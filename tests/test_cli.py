@@ -209,6 +209,23 @@ HOSTILE = {
     "catalog is missing": ("evaluate {no_catalog} --data {root}/data", "expected catalog.safetensors"),
     "other data": ("evaluate {root}/model --data {other_data}", "expected the catalog of the checkpoint"),
     "unknown task": ("evaluate {root}/model --data {root}/data --tasks guess", "`tasks`: expected some of"),
+    "protocol it was not trained under": (
+        "evaluate {root}/model --data {root}/data --protocol session_wise",
+        "`--protocol`: expected 'leave_one_out', which the checkpoint was trained under",
+    ),
+    "record in no folder": (
+        "evaluate {root}/model --data {root}/data --output {new}/deep/x.json",
+        "`--output`: expected a file in an existing folder",
+    ),
+    "no users": ("evaluate {root}/model --data {root}/data --max-users 0", "expected a positive integer"),
+    "preset of the other model": (
+        "train {root}/data --model gamer --preset mbgen-small --output {new}",
+        "`--preset`: expected a preset of gamer, found 'mbgen-small'",
+    ),
+    "data beside a history": (
+        "recommend {root}/model --data {root}/data --history click=mug-001",
+        "`--data`: expected it with --users only",
+    ),
     "no beams": ("evaluate {root}/model --data {root}/data --num-beams 0", "expected a positive integer"),
     "unknown user": (
         "recommend {root}/model --data {root}/data --users nobody",

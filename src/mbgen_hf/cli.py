@@ -61,7 +61,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     add("data", metavar="PREPARED", help="folder written by `mbgen prepare`")
     add("--output", required=True, metavar="FOLDER", help="checkpoint folder to write")
-    add("--model", choices=("mbgen", "gamer"), default="mbgen", help="short for --preset MODEL-small")
+    add("--model", choices=("mbgen", "gamer"), help="short for --preset MODEL-small (default: mbgen)")
     add("--preset", metavar="NAME", help="MODEL-small (default), MODEL-paper or MODEL-official")
     add("--set", action="append", default=[], metavar="SECTION.NAME=VALUE", dest="changes",
         help="change a setting of the preset, such as model.d_model=128; may be given again")  # fmt: skip
@@ -101,7 +101,9 @@ def _run_train(args: argparse.Namespace) -> int:
         changes["training.bf16"] = True
     if args.cpu:
         changes["training.use_cpu"] = True
-    settings = load_settings(args.preset or f"{args.model}-small", changes)
+    settings = load_settings(args.preset or f"{args.model or 'mbgen'}-small", changes)
+    if args.model not in (None, settings["architecture"]):
+        raise ValueError(f"`--preset`: expected a preset of {args.model}, found {args.preset!r}")
     table = SequenceTable.load(args.data)
     train_model(table, settings, args.output, args.seed, args.resume, args.overwrite)
     if PartialState().is_main_process:
@@ -121,7 +123,7 @@ def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
     add("--protocol", choices=("leave_one_out", "session_wise"), help="default: the one it was trained under")
     add("--tasks", type=comma_list, metavar="TASK,...",
         help="target, behavior, behavior_item (default: all the protocol has)")  # fmt: skip
-    add("--max-users", type=int, metavar="N", help="a random sample of so many cases per task (default: all)")
+    add("--max-users", type=_positive, metavar="N", help="a random sample of so many cases per task (default: all)")
     add("--drop-low-levels", type=float, metavar="SHARE",
         help="robustness: leave a share of the lowest level out of the histories; nothing is recorded")  # fmt: skip
     add("--drop-targets", action="store_true",
@@ -152,13 +154,20 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     from mbgen_hf.training.checkpoint import load_checkpoint, write_text_whole
     from mbgen_hf.training.evaluation_record import evaluate_checkpoint, trained_protocol
 
+    _check_parent(args.output)
     reduce = None
     if args.drop_low_levels is not None or args.drop_targets:
         reduce = Reduction(args.drop_low_levels, args.drop_targets)
     table = SequenceTable.load(args.data)
     model, tokenizer = load_checkpoint(args.checkpoint)
     recommender = Recommender(model, tokenizer, table, args.num_beams, args.batch_size)
-    protocol = args.protocol or trained_protocol(args.checkpoint)
+    trained = trained_protocol(args.checkpoint)
+    protocol = args.protocol or trained
+    if (trained, protocol) == ("leave_one_out", "session_wise"):
+        raise ValueError(
+            "`--protocol`: expected 'leave_one_out', which the checkpoint was trained under, found 'session_wise', "
+            "whose held-out sessions it has partly seen"
+        )
     evaluation = evaluate_checkpoint(
         recommender,
         folder=args.checkpoint if Path(args.checkpoint).is_dir() and reduce is None else None,
@@ -203,6 +212,9 @@ def _run_recommend(args: argparse.Namespace) -> int:
 
     if (args.users is None) == (args.history is None):
         raise ValueError("`--users`: expected either --users with --data, or --history, found both or neither")
+    _check_parent(args.output)
+    if args.history is not None and args.data is not None:
+        raise ValueError("`--data`: expected it with --users only, found it beside --history")
     if args.users is not None and args.data is None:
         raise ValueError("`--data`: expected the prepared folder that holds --users, found none")
     model, tokenizer = load_checkpoint(args.checkpoint)
@@ -242,9 +254,16 @@ def _run_push(args: argparse.Namespace) -> int:
     from mbgen_hf.training.checkpoint import push_checkpoint
     from mbgen_hf.training.evaluation_record import name_card_after
 
-    name_card_after(args.checkpoint, args.repo_id)
-    print(push_checkpoint(args.checkpoint, args.repo_id, args.private, args.message))
+    print(push_checkpoint(args.checkpoint, args.repo_id, args.private, args.message, prepare=name_card_after))
     return 0
+
+
+def _check_parent(file: str | None) -> None:
+    """Refuse a file in a folder that does not exist before the work is done; raises `ValueError`."""
+    from pathlib import Path
+
+    if file is not None and not Path(file).absolute().parent.is_dir():
+        raise ValueError(f"`--output`: expected a file in an existing folder, found {file}")
 
 
 def _interaction(text: str) -> tuple[str, str]:

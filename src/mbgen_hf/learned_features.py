@@ -14,6 +14,7 @@ from mbgen_hf.evaluation.protocols import Protocol, protocol_training_end
 from mbgen_hf.item_ids.fit import SEMANTIC_METHODS, fit_item_ids
 from mbgen_hf.item_ids.fitted_ids import IDS_FILES, ItemIds
 from mbgen_hf.item_ids.item_features import read_item_features, save_item_features
+from mbgen_hf.item_ids.quantized_autoencoder import check_training
 
 
 FEATURES_FILE = "features.safetensors"
@@ -103,6 +104,8 @@ def fit_ids(
     """
     folder = check_output_folder(output, overwrite, (*IDS_FILES, FEATURES_FILE, PICTURE_FILE))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    given = {name: value for name, value in options.items() if value is not None}
+    check_training(**{**given, "seed": seed})
     values, origin, learned = None, None, False
     if method in SEMANTIC_METHODS:
         if features is None:

@@ -82,14 +82,17 @@ def histories_of(table: SequenceTable, user_ids: Sequence) -> list[dict[str, Any
     numeric = table.user_ids.dtype.kind != "U"
     histories = []
     for user in user_ids:
-        key = int(user) if numeric and isinstance(user, str) and user.lstrip("-").isdecimal() else user
+        digits = user.removeprefix("-").isdecimal() if isinstance(user, str) else False
+        key = int(user) if numeric and digits else user
         if key not in rows:
             raise ValueError(
                 f"`users`: expected users of the prepared data ({table.num_users} users, such as "
                 f"{table.user_ids[0].item()!r}), found {user!r}"
             )
         span = slice(*table.offsets[rows[key] : rows[key] + 2])
-        items, behaviors = table.item_ids[table.items[span]].tolist(), table.behaviors[span].tolist()
+        items = table.item_ids[table.items[span]].tolist()
+        # By name: a checkpoint may number the same behaviors otherwise.
+        behaviors = [table.schema.names[label] for label in table.behaviors[span].tolist()]
         sessions = {} if table.session_ids is None else {"session_ids": table.session_ids[span].tolist()}
         histories.append({"user_id": key, "item_ids": items, "behaviors": behaviors, **sessions})
     return histories

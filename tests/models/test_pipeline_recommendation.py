@@ -63,7 +63,7 @@ def test_pipeline_knows_sessions(tmp_path):
 def test_pipeline_refuses_bad_options(tmp_path):
     model, tokenizer = folder_of("gamer", tmp_path)
     recommend = pipeline(TASK, model=model, tokenizer=tokenizer)
-    with pytest.raises(ValueError, match="`top_k`: expected at least 1, found 0"):
+    with pytest.raises(ValueError, match="`top_k`: expected a whole number of at least 1, found 0"):
         recommend(HISTORIES, top_k=0)
     with pytest.raises(ValueError, match="`beams`: expected an option of this pipeline"):
         recommend(HISTORIES, beams=5)

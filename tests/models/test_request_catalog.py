@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from model_fixtures import HISTORIES, gamer_tokenizer, random_codes, tiny_gamer, tiny_model, tokenizer_of
 
 from mbgen_hf.models.item_trie import ItemTrie
-from mbgen_hf.models.request_catalog import RequestCatalog
+from mbgen_hf.models.request_catalog import RequestCatalog, item_sets
 from mbgen_hf.models.token_space import TokenSpace
 
 
@@ -224,3 +224,9 @@ def test_cost_follows_the_list_and_not_the_catalog():
     assert request.trie is catalog.trie and request.excluded.num_items == 4
     assert catalog.with_sets([1, 2, 3], None, 2).trie.num_items == 3
     assert catalog.with_sets(None, None, 2) is catalog
+
+
+@pytest.mark.parametrize("sets", [["item-01"], [[1, 2], None]])
+def test_raw_ids_as_sets_are_refused_in_one_line(sets):
+    with pytest.raises(ValueError, match="`exclude`: expected catalog indices"):
+        item_sets("exclude", sets, 2, 5, "cpu")

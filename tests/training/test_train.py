@@ -16,6 +16,7 @@ from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
 from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
 from mbgen_hf.simulation import simulate_shop
 from mbgen_hf.training.checkpoint import load_checkpoint
+from mbgen_hf.training.settings import load_settings
 from mbgen_hf.training.train import train_model
 
 
@@ -250,10 +251,43 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path, shop_table, tiny_settings)
 def test_an_earlier_run_is_not_overwritten_or_mixed_up(tmp_path, shop_table, tiny_settings):
     folder = tmp_path / "run"
     folder.mkdir()
+    train_model(shop_table, tiny_settings(), folder)
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="expected a new or empty folder"):
+    with pytest.raises(ValueError, match="expected a new or empty folder, found an earlier run"):
         train_model(shop_table, tiny_settings(), folder)
     train_model(shop_table, tiny_settings(), folder, overwrite=True)
     with pytest.raises(ValueError, match=r"`training.learning_rate` was 0.002 and is 0.5"):
         train_model(shop_table, tiny_settings(training__learning_rate=0.5), folder, resume=True)
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"training.per_device_train_batch_size": 0}, "`training.per_device_train_batch_size`: expected at least 1"),
+        ({"training.learning_rate": float("nan")}, "`training.learning_rate`: expected a number of at least 0"),
+        ({"training.num_train_epochs": 0}, "`training.num_train_epochs`: expected more than 0, found 0"),
+        ({"training.dataloader_persistent_workers": True}, "`training.dataloader_persistent_workers`: expected false"),
+    ],
+)
+def test_settings_that_can_not_train_leave_no_folder(tmp_path, changes, message):
+    table = simulate_shop(num_users=40, num_items=12, seed=1).table()
+    with pytest.raises(ValueError, match=message):
+        train_model(table, load_settings("gamer-small", changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_overwriting_spares_what_no_run_wrote(tmp_path):
+    table = simulate_shop(num_users=40, num_items=12, seed=1).table()
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="found files that no run of this package wrote"):
+        train_model(table, load_settings("gamer-small"), tmp_path, overwrite=True)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_a_task_without_validation_cases_is_refused_before_training(tmp_path):
+    table = simulate_shop(num_users=40, num_items=12, seed=1).table()
+    table = SequenceTable(**vars(table) | {"behaviors": np.zeros_like(table.behaviors)})
+    with pytest.raises(ValueError, match="`validation.task`: expected validation cases of the 'target' task"):
+        train_model(table, load_settings("gamer-small"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -275,7 +275,7 @@ def format_report(report: Mapping[str, Any]) -> str:
         for name, count in result["behaviors"].items()
     ]
     lines.append(f"behaviors: {', '.join(counts)}; order from {reading['behavior_source']}")
-    lines.append(f"time: {reading['first_time']} .. {reading['last_time']}")
+    lines.append(f"time in the files: {reading['first_time']} .. {reading['last_time']}")
     if cut := report.get("sessions"):
         lines.append(
             f"sessions: {cut['rule']}, {cut['sessions_after']:,} of {cut['sessions_before']:,} kept, "

@@ -199,6 +199,7 @@ class ItemIds:
     def save(self, folder: str | Path) -> None:
         """Write `item_ids.json`, `catalog.safetensors` and, where there is one, `quantizer.safetensors`."""
         folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         write_catalog(folder / CATALOG_FILE, self.codes, self.item_ids)
         if self.quantizer is not None:
             save_file(self.quantizer.tensors(), folder / QUANTIZER_FILE)

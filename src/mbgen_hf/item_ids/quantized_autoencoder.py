@@ -123,6 +123,16 @@ class QuantizedAutoEncoder(nn.Module):
         return reconstruction + beta * commitment
 
 
+def check_training(max_epochs: int = 1, latent_dim: int = 1, beta: float = 0.0, seed: int = 0, **others) -> None:
+    """Check what `train_autoencoder` takes, before anything is learned; raises `ValueError`."""
+    for name, value in (("max_epochs", max_epochs), ("latent_dim", latent_dim)):
+        if value < 1:
+            raise ValueError(f"`{name}`: expected at least 1, found {value}")
+    for name, value in (("beta", beta), ("seed", seed)):
+        if not value >= 0:
+            raise ValueError(f"`{name}`: expected 0 or more, found {value}")
+
+
 def train_autoencoder(
     features: torch.Tensor,
     hidden: Sequence[int],
@@ -151,9 +161,13 @@ def train_autoencoder(
         seed: of weights, order and codebooks.
         progress: show a bar over the epochs.
 
+    Raises:
+        ValueError: a count below 1, or a negative weight.
+
     Returns:
         The network, and `{"epochs", "loss", "validation_loss"}` of the state that was kept.
     """
+    check_training(max_epochs=max_epochs, latent_dim=latent_dim, beta=beta, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(features), generator=generator)
     held_out = int(validation_share * len(features))
@@ -212,4 +226,4 @@ def _pass(
     return total / len(items)
 
 
-__all__ = ["MovingCodebook", "QuantizedAutoEncoder", "feed_forward", "train_autoencoder"]
+__all__ = ["MovingCodebook", "QuantizedAutoEncoder", "check_training", "feed_forward", "train_autoencoder"]

@@ -89,6 +89,9 @@ def beam_request(
     for name, value in asked.items():
         if name not in _FOLLOWED and value is not None and value is not False and value != stock.get(name):
             return None
+    for name in ("num_beams", "num_return_sequences"):
+        if asked[name] is not None and asked[name] < 1:
+            raise ValueError(f"`{name}`: expected at least 1, found {asked[name]}")
     beams, results = asked["num_beams"] or 1, asked["num_return_sequences"] or 1
     if exact or behavior_sampling:
         beams = max(beams, results)

@@ -49,8 +49,8 @@ class RecommendationPipeline(Pipeline):
     def _sanitize_parameters(self, behavior=None, top_k=None, num_beams=None, generate_kwargs=None, **unknown):
         if unknown:
             raise ValueError(f"`{next(iter(unknown))}`: expected an option of this pipeline, found an unknown one")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"`top_k`: expected at least 1, found {top_k}")
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise ValueError(f"`top_k`: expected a whole number of at least 1, found {top_k}")
         own = {"behavior", "num_beams", "num_return_sequences", "return_dict_in_generate", "do_sample"}
         if taken := sorted(own & set(generate_kwargs or {})):
             raise ValueError(

@@ -187,6 +187,15 @@ def behavior_groups(eligible: torch.Tensor | None, count: int, device) -> tuple[
     return label.to(device), list(columns.bool().to(device).unbind(1))
 
 
+def _indices(name: str, row, device) -> torch.Tensor:
+    try:
+        return torch.as_tensor(row, device=device).flatten()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"`{name}`: expected catalog indices, which `tokenizer.item_sets` gives for raw ids, found {row!r}"
+        ) from None
+
+
 def item_sets(name: str, sets, num_users: int, num_items: int, device) -> tuple:
     """Rows and catalog indices of sets, each pair once, and whether every row has its own.
 
@@ -202,7 +211,7 @@ def item_sets(name: str, sets, num_users: int, num_items: int, device) -> tuple:
     if not array and not isinstance(sets, (list, tuple)):
         raise ValueError(f"`{name}`: expected a list of catalog indices, or one list per row, found {sets!r}")
     nested = sets.ndim == 2 if array else any(isinstance(row, (list, tuple, torch.Tensor, np.ndarray)) for row in sets)
-    lists = [torch.as_tensor(row, device=device).flatten() for row in (sets if nested else [sets])]
+    lists = [_indices(name, row, device) for row in (sets if nested else [sets])]
     if nested and len(lists) != num_users:
         raise ValueError(f"`{name}`: expected one list for all rows or {num_users} lists, found {len(lists)} lists")
     row = torch.repeat_interleave(

@@ -185,6 +185,8 @@ class InteractionTokenizer(PreTrainedTokenizerFast):
             `input_ids` and `attention_mask`, `int64` of shape `(batch_size, seq_len)`; with `sessions` also
             `session_ids`, counted from 0 at the first interaction kept, -1 for anything but interactions.
         """
+        if max_history is not None and max_history < 0:
+            raise ValueError(f"`max_history`: expected 0 or more, found {max_history}")
         if padding_side not in ("right", "left"):
             raise ValueError(f"`padding_side`: expected 'right' or 'left', found {padding_side!r}")
         starts = np.maximum(starts, ends - (self.max_history if max_history is None else max_history))
@@ -359,6 +361,8 @@ def history_items(history) -> list:
 def _columns(history) -> tuple[Sequence, Sequence]:
     """Item ids and behaviors of one history."""
     if isinstance(history, dict):
+        if missing := {"item_ids", "behaviors"} - set(history):
+            raise ValueError(f"`history`: expected `item_ids` and `behaviors`, found none of {sorted(missing)}")
         items, behaviors = history["item_ids"], history["behaviors"]
         if len(items) != len(behaviors):
             raise ValueError(f"`behaviors`: expected {len(items)} for as many items, found {len(behaviors)}")

@@ -13,6 +13,7 @@ from mbgen_hf.data.output_folder import check_output_folder, written_whole
 from mbgen_hf.data.prepare import REPORT_FILE, format_report
 from mbgen_hf.data.sequence_table import CATALOG_FILE, SCHEMA_FILE, SequenceTable
 from mbgen_hf.data.sessions import recorded_session_rule
+from mbgen_hf.hub_errors import hub_errors
 from mbgen_hf.public_datasets.cards import published_card
 from mbgen_hf.public_datasets.catalog import PUBLIC_DATASETS
 from mbgen_hf.public_datasets.splits import CONFIG_PROTOCOLS, SPLITS, split_tables
@@ -81,19 +82,21 @@ def push_dataset(
 
     Raises:
         ValueError: the folder holds no card.
+        OSError: the Hub can not be reached.
     """
     folder = Path(folder)
     if not (folder / "README.md").is_file():
         raise ValueError(f"{folder}: expected a published folder holding README.md, found none")
     api = api or HfApi()
-    url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo_id,
-        repo_type="dataset",
-        folder_path=str(folder),
-        delete_patterns="data/*",  # shards of an earlier upload must not be read beside the new ones
-        commit_message=message or "Upload dataset",
-    )
+    with hub_errors(repo_id):
+        url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            repo_type="dataset",
+            folder_path=str(folder),
+            delete_patterns="data/*",  # shards of an earlier upload must not be read beside the new ones
+            commit_message=message or "Upload dataset",
+        )
     return str(url)
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, logging
 
+from mbgen_hf.hub_errors import hub_errors
 from mbgen_hf.models.modeling_gamer import GamerForCausalLM
 from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
@@ -86,11 +87,25 @@ def load_checkpoint(name: str | Path, device: str | None = None) -> tuple[PreTra
 
 
 def push_checkpoint(
-    folder: str | Path, repo_id: str, private: bool = False, message: str | None = None, api: HfApi | None = None
+    folder: str | Path,
+    repo_id: str,
+    private: bool = False,
+    message: str | None = None,
+    api: HfApi | None = None,
+    prepare: Callable[[Path, str], None] | None = None,
 ) -> str:
     """Upload a checkpoint folder, without its training states, and return the address of the repository.
 
+    Args:
+        folder: the checkpoint folder.
+        repo_id: `owner/name`.
+        private: create the repository as private.
+        message: commit message.
+        api: what talks to the Hub.
+        prepare: called with folder and `repo_id` once the repository is there, before the upload.
+
     Raises:
+        OSError: the Hub can not be reached.
         ValueError: no whole checkpoint, or no model card; run `mbgen evaluate` first, which writes the measured
             scores into it.
     """
@@ -99,13 +114,16 @@ def push_checkpoint(
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: expected a checkpoint folder holding {name}, found none; run `{remedy}`")
     api = api or HfApi()
-    url = api.create_repo(repo_id, private=private, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo_id,
-        folder_path=str(folder),
-        ignore_patterns=UNPUBLISHED,
-        commit_message=message or "Upload checkpoint",
-    )
+    with hub_errors(repo_id):
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        if prepare is not None:
+            prepare(folder, repo_id)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=str(folder),
+            ignore_patterns=UNPUBLISHED,
+            commit_message=message or "Upload checkpoint",
+        )
     return str(url)
 
 

@@ -89,6 +89,8 @@ def _results_text(evaluation: dict) -> str:
         f"{protocol.capitalize()} on {evaluation['dataset']}, {split} split, {evaluation['num_beams']} beams, "
         "ranked over the whole catalog; baselines on the same cases."
     )
+    if evaluation["max_users"] is not None:
+        intro += f" **Only a random sample of at most {evaluation['max_users']} cases per task was scored.**"
     return f"{intro}\n\n```text\n{format_report(evaluation['tasks'])}\n```"
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from mbgen_hf.data.batches import ExampleIndices
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.evaluation.evaluator import Recommender, sample
-from mbgen_hf.evaluation.protocols import TASKS, protocol_cases, protocol_training_end
+from mbgen_hf.evaluation.protocols import TASKS, protocol_cases, protocol_training_end, task_cases
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
 from mbgen_hf.training.architectures import ARCHITECTURES, TrainingData
 from mbgen_hf.training.catalog_codes import catalog_codes, check_item_id_settings, item_ids_fingerprint
@@ -169,6 +170,7 @@ def _training_arguments(settings: dict[str, Any], output_dir: Path, seed: int) -
             f"`training.lr_scheduler_type`: expected one of {[kind.value for kind in SchedulerType]}, "
             f"found {settings['training']['lr_scheduler_type']!r}"
         )
+    _check_training_numbers(settings["training"])
     if settings["training"].get("dataloader_persistent_workers"):
         # A loader draws its workers' seed whenever it starts; if it never starts again, a resumed run draws others.
         raise ValueError(
@@ -204,6 +206,18 @@ def _training_arguments(settings: dict[str, Any], output_dir: Path, seed: int) -
         ) from error
 
 
+def _check_training_numbers(section: dict[str, Any]) -> None:
+    """Refuse numbers that fail only once training has begun, or train nothing; raises `ValueError`."""
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if section.get(name, 1) < 1:
+            raise ValueError(f"`training.{name}`: expected at least 1, found {section[name]}")
+    rate = section.get("learning_rate", 1.0)
+    if not (math.isfinite(rate) and rate >= 0):
+        raise ValueError(f"`training.learning_rate`: expected a number of at least 0, found {rate}")
+    if section.get("max_steps", -1) < 1 and not section.get("num_train_epochs", 1) > 0:
+        raise ValueError(f"`training.num_train_epochs`: expected more than 0, found {section['num_train_epochs']}")
+
+
 def _training_data(table: SequenceTable, tokenizer: InteractionTokenizer, settings: dict, seed: int) -> TrainingData:
     """Training examples, then those of the validation split."""
     options = dict(settings["data"])
@@ -215,6 +229,11 @@ def _training_data(table: SequenceTable, tokenizer: InteractionTokenizer, settin
     else:
         options["causal_encoder"] = settings["model"].get("causal_encoder", False)
     cases = protocol_cases(table, protocol, "validation", options["max_history"])
+    if len(task_cases(cases, settings["validation"]["task"], table.schema)) == 0:
+        raise ValueError(
+            f"`validation.task`: expected validation cases of the {settings['validation']['task']!r} task, found no "
+            f"user whose held-out behavior is {table.schema.target!r}; `validation.task=behavior` takes every behavior"
+        )
     # A session has a case for each of its behaviors, but one next interaction.
     first = sample(np.unique(cases.users, return_index=True)[1], settings["validation"]["max_users"])
     architecture = ARCHITECTURES[settings["architecture"]]
@@ -235,6 +254,10 @@ def _claim_folder(output_dir: Path, settings: dict, resume: bool, overwrite: boo
             raise ValueError(f"{record}: expected the settings of the run to resume; {_difference(earlier, settings)}")
         return get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
     if output_dir.is_dir() and any(output_dir.iterdir()):
+        if not record.is_file():
+            raise ValueError(
+                f"{output_dir}: expected a new or empty folder, found files that no run of this package wrote"
+            )
         if not overwrite:
             raise ValueError(
                 f"{output_dir}: expected a new or empty folder, found an earlier run; resume it or allow overwriting"
