@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from model_fixtures import HISTORIES, tiny_model, tokenizer_of
+from model_fixtures import HISTORIES, gamer_tokenizer, tiny_gamer, tiny_model, tokenizer_of
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
@@ -88,7 +88,7 @@ def test_sessions_travel_with_the_history():
     encoded = tokenizer.encode_history([history, []], with_sessions=True)
     assert encoded["session_ids"].tolist() == [[0] * 4 + [2] * 4 + [-1], [-1] * 9]
     with pytest.raises(ValueError, match="expected 1 `session_ids` for as many items"):
-        tokenizer.encode_history([("buy", "item-01")], with_sessions=True)
+        tokenizer.encode_history({"item_ids": ["item-01"], "behaviors": ["buy"]}, with_sessions=True)
 
 
 @pytest.mark.parametrize("item", ["9" * 30, 101.7, "piano", None])
@@ -121,3 +121,15 @@ def test_integer_catalogs_take_numbers_as_text():
 def test_bad_calls_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(tokenizer_of(tiny_model()))
+
+
+def test_pairs_count_as_one_session():
+    model = tiny_gamer(session_wise_attention=True)
+    tokenizer = gamer_tokenizer(model)
+    encoded = tokenizer.encode_history([("click", "item-03"), ("buy", "item-07")], with_sessions=True)
+    assert encoded["session_ids"].tolist() == [[-1] + [0] * 8]
+    assert model.generate(**encoded, behavior="buy", num_beams=2).shape[0] == 1
+    with pytest.raises(ValueError, match="expected `item_ids` and `behaviors`, found none of"):
+        tokenizer.encode_history({"item_ids": ["item-03"]})
+    with pytest.raises(ValueError, match="`max_history`: expected 0 or more, found -1"):
+        tokenizer.encode_history([("click", "item-03")], max_history=-1)

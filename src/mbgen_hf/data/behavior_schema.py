@@ -29,6 +29,8 @@ class BehaviorSchema:
         for name in self.names:
             if not isinstance(name, str) or not name or any(c.isspace() or c in "<>" for c in name):
                 raise ValueError(f"`names`: expected behavior names without whitespace, '<' or '>', found {name!r}")
+        if "any" in self.names:
+            raise ValueError("`names`: expected names other than 'any', which asks for every behavior, found 'any'")
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"`names`: expected each behavior once, found {list(self.names)}")
         if len(self.levels) != len(self.names):

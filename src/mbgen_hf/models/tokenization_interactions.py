@@ -133,8 +133,8 @@ class InteractionTokenizer(PreTrainedTokenizerFast):
             max_history: keep the latest so many interactions; `self.max_history` by default.
             padding_side: `"right"` or `"left"`.
             return_tensors: `"pt"`, `"np"` or `None`.
-            with_sessions: add `session_ids`, which session-wise attention needs; every history is then a dict that
-                holds `session_ids` beside its items.
+            with_sessions: add `session_ids`, which session-wise attention needs; a history that is a dict then holds
+                `session_ids` beside its items, the pairs of any other count as one session.
 
         Returns:
             `BatchEncoding` with `input_ids` and `attention_mask` of shape `(batch_size, seq_len)`.
@@ -377,7 +377,8 @@ def _sessions(histories: list, lengths: np.ndarray) -> np.ndarray:
     """The session numbers of all histories, one after the other."""
     sessions: list[int] = []
     for history, length in zip(histories, lengths, strict=True):
-        own = history.get("session_ids") if isinstance(history, dict) else [] if length == 0 else None
+        # Pairs know no sessions: all of them count as one.
+        own = history.get("session_ids") if isinstance(history, dict) else [0] * int(length)
         if own is None or len(own) != length:
             raise ValueError(f"`history`: expected {length} `session_ids` for as many items, found {own!r}")
         sessions.extend(own)

@@ -59,6 +59,7 @@ def write_model_card(
         code_sizes=" x ".join(map(str, config.code_sizes)),
         max_history=tokenizer.max_history,
         example_history=repr([(config.behaviors[0], item) for item in items]),
+        with_sessions=", with_sessions=True" if getattr(config, "session_wise_attention", False) else "",
         results=_results_text(evaluation),
     )
     write_text_whole(folder / CARD_FILE, str(card))
