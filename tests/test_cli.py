@@ -141,6 +141,45 @@ def test_recommend_takes_a_history_from_the_command_line(shop, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+def test_a_card_says_when_only_a_sample_was_scored(shop, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(shop / "model", model, ignore=shutil.ignore_patterns("checkpoints"))
+    run("evaluate", model, "--data", shop / "data", "--num-beams", 5, "--tasks", "target", "--max-users", 7)
+    assert "Only a random sample of at most 7 cases per task was scored" in (model / "README.md").read_text()
+    run("evaluate", model, "--data", shop / "data", "--num-beams", 5, "--tasks", "target")
+    assert "random sample" not in (model / "README.md").read_text()
+
+
+def test_a_hub_out_of_reach_is_one_line_and_leaves_the_card_alone(shop, tmp_path):
+    from mbgen_hf.training.checkpoint import push_checkpoint
+
+    class ConnectError(Exception):
+        __module__ = "httpx"
+
+    class Unreachable:
+        def create_repo(self, *args, **kwargs):
+            raise ConnectError("[Errno 111] Connection refused")
+
+    run("evaluate", shop / "model", "--data", shop / "data", "--num-beams", 5, "--tasks", "target")
+    prepared = []
+    with pytest.raises(OSError, match="me/shop: expected a Hub that can be reached, found ConnectError"):
+        push_checkpoint(shop / "model", "me/shop", api=Unreachable(), prepare=lambda *given: prepared.append(given))
+    assert not prepared
+
+
+def test_recommend_reads_behaviors_by_name(shop, tmp_path):
+    """The same log prepared with its behaviors in another order gives the same lists."""
+    other = tmp_path / "other"
+    run("prepare", shop / "log.csv", "--columns", SHOP_COLUMNS, "--behaviors", "purchase,cart,click",
+        "--target", "purchase", "--output", other)  # fmt: skip
+    users, lists = ",".join(map(str, load_users(other)[:3])), []
+    for data in (shop / "data", other):
+        output = tmp_path / "lists.json"
+        run("recommend", shop / "model", "--data", data, "--users", users, "-k", 5, "--output", output)
+        lists.append(json.loads(output.read_text()))
+    assert lists[0] == lists[1]
+
+
 def test_push_uploads_the_checkpoint_without_training_states(shop, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(shop / "model", folder)
