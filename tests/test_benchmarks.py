@@ -1,25 +1,18 @@
 """The benchmark scripts run from start to end."""
 
-import importlib.util
 import json
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from script_loading import load_script
 
 from mbgen_hf.data.sessions import SessionRule, with_sessions
 from mbgen_hf.simulation import simulate_shop
 
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+load = partial(load_script, "benchmarks")
 
 
 def test_compare_models_writes_tables_and_its_curves_can_be_drawn(tmp_path, capsys):

@@ -1,21 +1,14 @@
 """The scripts run from start to end."""
 
-import importlib.util
-from pathlib import Path
+from functools import partial
 
 import pytest
+from script_loading import load_script
 
 from mbgen_hf.simulation import simulate_shop
 
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+load = partial(load_script, "examples")
 
 
 def test_quickstart_walks_the_whole_path(tmp_path, capsys):

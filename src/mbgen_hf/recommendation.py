@@ -52,9 +52,7 @@ def recommend(
         batch = list(histories[start : start + batch_size])
         users = None if user_ids is None else list(user_ids[start : start + batch_size])
         # Whole histories: an item that the model no longer sees was still touched.
-        seen = (
-            {"exclude": [tokenizer.item_indices(history_items(history)) for history in batch]} if exclude_seen else {}
-        )
+        seen = {"exclude": tokenizer.item_sets([history_items(history) for history in batch])} if exclude_seen else {}
         encoded = tokenizer.encode_history(batch, user_id=users, with_sessions=session_wise).to(model.device)
         output = model.generate(
             **encoded,

@@ -93,10 +93,9 @@ class ConstrainedGenerationMixin:
     def request_catalog(self) -> RequestCatalog:
         """What may follow what for a request without sets, kept as long as the trie and the eligibility stay."""
         trie, eligible = self.item_trie, self.item_eligibility
-        key = None if eligible is None else _version(eligible)
-        if self._catalog is None or self._catalog[0][0] is not trie or self._catalog[0][1] != key:
-            catalog = RequestCatalog(trie, self.config.token_space, self.item_codes, eligible)
-            self._catalog = ((trie, key), catalog)
+        key = self._trie_key(), None if eligible is None else _version(eligible)
+        if self._catalog is None or self._catalog[0] != key:
+            self._catalog = (key, RequestCatalog(trie, self.config.token_space, self.item_codes, eligible))
         return self._catalog[1]
 
     def save_pretrained(self, save_directory, **kwargs):

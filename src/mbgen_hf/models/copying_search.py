@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from .history_copying import Interactions, mix, precise, same_item
+from .history_copying import Interactions, next_code_log_probs, precise, same_item
 from .shared_history import DecodingContext
 from .token_space import FIRST_CODE_SLOT
 
@@ -31,14 +31,9 @@ def copied_log_probs(
     choice = model.copying.from_encoder(context.states[:, :, 0], context.history.hidden_states, history)
     generated = precise(model.lm_logits(hidden_states))
     generated = generated[..., first : first + width] - generated.logsumexp(-1, keepdim=True)
-    prefix = choice.log_generate + _written_log_prob(model, context)
     matches = same_item(context.ids[..., 1:], history.codes[..., :level])
-    weights = (choice.log_copy[..., None] + choice.log_weights).masked_fill(~matches, -torch.inf).exp()
-    # An interaction that holds no item has no weight; its code -1 only must not point outside.
-    codes = (history.codes[:, None, :, level] - first).clamp(min=0).expand(weights.shape)
-    copied = torch.zeros_like(generated).scatter_add_(2, codes, weights.to(generated.dtype)).log()
-    mixed = torch.logaddexp(prefix[..., None] + generated, copied)
-    return mixed - mix(prefix, choice.log_prob(matches))[..., None]
+    codes = history.codes[:, None, :, level] - first
+    return next_code_log_probs(choice, _written_log_prob(model, context), generated, matches, codes)
 
 
 def _written_log_prob(model: PreTrainedModel, context: DecodingContext) -> torch.Tensor:

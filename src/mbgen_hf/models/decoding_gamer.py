@@ -5,9 +5,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
-from .routed_feed_forward import Routing
-from .shared_history import BeamCache, SharedHistory, append_token, grouped_attention, hiding_bias
-from .token_space import BEHAVIOR_SLOT
+from .shared_history import BeamCache, SharedHistory, append_token, grouped_attention, hiding_bias, step_routing
 
 
 class GamerDecoder:
@@ -78,10 +76,7 @@ class GamerDecoder:
             `(num_users, num_beams, hidden_size)` last hidden states, and the cache of the new beams.
         """
         cache = cache.select(parents)
-        opens = slot == BEHAVIOR_SLOT
-        behaviors = tokens - self.space.behavior_offset + 1 if opens else cache.behaviors
-        injected = torch.zeros_like(behaviors) if opens else behaviors
-        routing = Routing.from_slots(torch.full_like(tokens, slot), injected, self.space.num_slots)
+        behaviors, routing = step_routing(self.space, cache, tokens, slot, inject_behavior_tokens=False)
         hidden, layers = self.model.embed_tokens(tokens), []
         rotation = self.model.rotary_emb(hidden, self._position(cache.depth))
         lower = self.key_levels[:, None, :] < self.levels[behaviors][..., None]

@@ -3,9 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from .routed_feed_forward import Routing
-from .shared_history import BeamCache, SharedHistory, append_token, grouped_attention, hiding_bias
-from .token_space import BEHAVIOR_SLOT
+from .shared_history import BeamCache, SharedHistory, append_token, grouped_attention, hiding_bias, step_routing
 
 
 class MBGenDecoder:
@@ -65,13 +63,7 @@ class MBGenDecoder:
             `(num_users, num_beams, d_model)` last hidden states, and the cache of the new beams.
         """
         cache = cache.select(parents)
-        behaviors = cache.behaviors
-        if slot == BEHAVIOR_SLOT:
-            behaviors = tokens - self.space.behavior_offset + 1
-        injected = behaviors
-        if slot == BEHAVIOR_SLOT and not self.inject_behavior_tokens:
-            injected = torch.zeros_like(behaviors)
-        routing = Routing.from_slots(torch.full_like(tokens, slot), injected, self.space.num_slots)
+        behaviors, routing = step_routing(self.space, cache, tokens, slot, self.inject_behavior_tokens)
         bias = self._position_bias(cache.depth)
         hidden, layers = self.decoder.embed_tokens(tokens), []
         for block, past, prompted, history in zip(

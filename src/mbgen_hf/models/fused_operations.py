@@ -24,12 +24,17 @@ def hidden_score(dtype: torch.dtype) -> float:
     return max(HIDDEN, torch.finfo(dtype).min)
 
 
+def runs_by_hand(states: torch.Tensor) -> bool:
+    """Whether operations on the states run one by one on the CPU, with no compiler or GPU library to fuse them."""
+    return states.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def fuses_by_hand(states: torch.Tensor) -> bool:
     """Whether these operations run here rather than in a kernel that a compiler or a GPU library fuses.
 
     Without gradients there is less to win, and the plain formulas give what the stock network gives to the last bit.
     """
-    return states.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return runs_by_hand(states) and torch.is_grad_enabled()
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -158,7 +163,7 @@ def dropout(states: torch.Tensor, probability: float, training: bool) -> torch.T
     if not training or probability == 0:
         return states
     # The same with and without gradients: a checkpoint's first pass and its recomputation must drop the same.
-    if probability > 0.99 or states.device.type != "cpu" or torch.compiler.is_compiling():
+    if probability > 0.99 or not runs_by_hand(states):
         return F.dropout(states, probability)
     return _Dropout.apply(states, probability)
 
@@ -226,8 +231,8 @@ def attend(
     small = keys.shape[2] <= MAX_KEYS_OF_PLAIN_ATTENTION or probability > 0
     small = small or (mask is not None and mask.requires_grad)  # The kernel has no gradient by the mask.
     # With dropout also without gradients, for the sake of checkpoints.
-    by_hand = fuses_by_hand(queries) or (probability > 0 and queries.device.type == "cpu")
-    if not (small and by_hand) or torch.compiler.is_compiling():
+    by_hand = fuses_by_hand(queries) or (probability > 0 and runs_by_hand(queries))
+    if not (small and by_hand):
         dtype = torch.promote_types(queries.dtype, values.dtype)
         queries, keys, values = queries.to(dtype), keys.to(dtype), values.to(dtype)
         if mask is not None and mask.dtype != torch.bool:

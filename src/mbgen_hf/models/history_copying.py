@@ -236,6 +236,29 @@ def likelihood_gain(
     return mix(choice.log_generate + generated, copied) - generated
 
 
+def next_code_log_probs(
+    choice: CopyChoice, written: torch.Tensor, generated: torch.Tensor, matches: torch.Tensor, codes: torch.LongTensor
+) -> torch.Tensor:
+    """Log-probabilities of the next code of an item, `(batch_size, q, width)`: the mixture given the codes so far.
+
+    Not for training: no gradient is defined.
+
+    Args:
+        choice: for the `q` positions.
+        written: `(batch_size, q)` log-probability of the codes so far under the generated codes alone.
+        generated: `(batch_size, q, width)` log-probabilities of the generated code.
+        matches: `(batch_size, q, n)` bool, which interactions agree with the codes so far.
+        codes: `(batch_size, q or 1, n)` the next code of each interaction, as a column of `generated`.
+    """
+    weights = (choice.log_copy[..., None] + choice.log_weights).masked_fill(~matches, -torch.inf).exp()
+    # An interaction that holds no item has no weight; its code -1 only must not point outside.
+    columns = codes.clamp(min=0).expand(weights.shape)
+    copied = torch.zeros_like(generated).scatter_add_(2, columns, weights.to(generated.dtype)).log()
+    written = choice.log_generate + written
+    mixed = torch.logaddexp(written[..., None] + generated, copied)
+    return mixed - mix(written, choice.log_prob(matches))[..., None]
+
+
 def mixed_log_probs(
     choice: CopyChoice,
     generated: torch.Tensor,
@@ -269,10 +292,7 @@ def mixed_log_probs(
         matches = matches & (~applies[..., None] | (code[..., None] == history.codes[:, None, :, level]))
     following = known.clamp(0, levels - 1)
     tokens = history.codes.transpose(1, 2).gather(1, following[..., None].expand(-1, -1, history.codes.shape[1]))
-    weights = (choice.log_copy[..., None] + choice.log_weights).masked_fill(~matches, -torch.inf).exp()
-    copied = torch.zeros_like(generated).scatter_add_(2, tokens.clamp(min=0), weights.to(generated.dtype)).log()
-    mixed = torch.logaddexp((choice.log_generate + prefix)[..., None] + generated, copied)
-    mixed = mixed - mix(choice.log_generate + prefix, choice.log_prob(matches))[..., None]
+    mixed = next_code_log_probs(choice, prefix, generated, matches, tokens)
     return torch.where(((known >= 0) & (known < levels))[..., None], mixed, generated)
 
 
@@ -283,6 +303,7 @@ __all__ = [
     "likelihood_gain",
     "mix",
     "mixed_log_probs",
+    "next_code_log_probs",
     "precise",
     "same_item",
 ]

@@ -245,13 +245,13 @@ class RoutedGatedFeedForward(RoutedFeedForward):
         self.down_proj = self._linear(d_ff, d_out)
 
     def _transform(self, states: torch.Tensor, *ends: torch.Tensor) -> torch.Tensor:
-        if self.routed and not (is_plain(self.gate_proj, RoutedLinear) and is_plain(self.up_proj, RoutedLinear)):
-            gate, up = self.gate_proj(states, *ends), self.up_proj(states, *ends)
-        elif self.routed:
+        if not self.routed:
+            gate, up = joint_linear(states, self.gate_proj, self.up_proj)
+        elif is_plain(self.gate_proj, RoutedLinear) and is_plain(self.up_proj, RoutedLinear):
             both = torch.cat([self.gate_proj.weight, self.up_proj.weight], dim=1)
             gate, up = grouped_matmul(states, both.transpose(1, 2), *ends).chunk(2, dim=-1)
         else:
-            gate, up = joint_linear(states, self.gate_proj, self.up_proj)
+            gate, up = self.gate_proj(states, *ends), self.up_proj(states, *ends)
         inner = self.activation(gate) * up
         return self.down_proj(self.dropout(inner), *ends)
 

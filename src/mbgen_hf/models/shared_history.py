@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from .routed_feed_forward import Routing
+from .token_space import BEHAVIOR_SLOT, TokenSpace
+
 
 @dataclass(frozen=True)
 class SharedHistory:
@@ -80,6 +83,24 @@ class BeamCache:
         return BeamCache(tuple(layers), behaviors, states, self.depth + 1)
 
 
+def step_routing(
+    space: TokenSpace, cache: BeamCache, tokens: torch.Tensor, slot: int, inject_behavior_tokens: bool
+) -> tuple[torch.Tensor, Routing]:
+    """Behaviors of the beams' interactions with their new tokens, and the routing of these.
+
+    Args:
+        space: the layout of ids.
+        cache: of the beams, without the new tokens.
+        tokens: `(num_users, num_beams)` new token ids, all of one slot.
+        slot: the slot of the tokens.
+        inject_behavior_tokens: whether a behavior token injects its own behavior.
+    """
+    opens = slot == BEHAVIOR_SLOT
+    behaviors = tokens - space.behavior_offset + 1 if opens else cache.behaviors
+    injected = torch.zeros_like(behaviors) if opens and not inject_behavior_tokens else behaviors
+    return behaviors, Routing.from_slots(torch.full_like(tokens, slot), injected, space.num_slots)
+
+
 def append_token(
     past: tuple[torch.Tensor, torch.Tensor], keys: torch.Tensor, values: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,4 +165,12 @@ def hiding_bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, lowest)
 
 
-__all__ = ["BeamCache", "DecodingContext", "SharedHistory", "append_token", "grouped_attention", "hiding_bias"]
+__all__ = [
+    "BeamCache",
+    "DecodingContext",
+    "SharedHistory",
+    "append_token",
+    "grouped_attention",
+    "hiding_bias",
+    "step_routing",
+]
