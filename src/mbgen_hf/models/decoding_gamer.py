@@ -5,7 +5,14 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
-from .shared_history import BeamCache, SharedHistory, append_token, grouped_attention, hiding_bias, step_routing
+from .shared_history import (
+    BeamCache,
+    SharedHistory,
+    grouped_attention,
+    hiding_bias,
+    shared_attention,
+    step_routing,
+)
 
 
 class GamerDecoder:
@@ -57,9 +64,8 @@ class GamerDecoder:
         # Padding, and tokens without a behavior, lie above every level: nothing sees them.
         above = max(self.config.behavior_levels) + 1
         self.key_levels = self.levels[behaviors].masked_fill((behaviors == 0) | ~self.history.mask, above)
-        empty = states.new_empty(len(input_ids), 1, 0, self.config.num_key_value_heads * self.config.head_dim)
         prompted = states[:, None, self.length - prompt_len :]
-        self.cache = BeamCache(((empty, empty),) * self.config.num_hidden_layers, behaviors[:, -1:], prompted, 0)
+        self.cache = BeamCache(((),) * self.config.num_hidden_layers, behaviors[:, -1:], prompted)
 
     def step(
         self, cache: BeamCache, tokens: torch.LongTensor, parents: torch.LongTensor, slot: int
@@ -84,8 +90,8 @@ class GamerDecoder:
         for layer, past, shared in zip(self.model.layers, cache.layers, self.keys[: len(cache.layers)], strict=True):
             normed, attention = layer.input_layernorm(hidden), layer.self_attn
             queries, keys = rotated(attention, attention.q_proj(normed), attention.k_proj(normed), rotation)
-            own = append_token(past, keys, attention.v_proj(normed))
-            attended = grouped_attention(queries, *shared, self.history_bias, own, scaling=attention.scaling)
+            own = (*past, (keys, attention.v_proj(normed)))
+            attended = grouped_attention(queries, *shared, self.history_bias, own, attention.scaling)
             hidden = hidden + attention.o_proj(attended)
             if layer.cross_attn is not None:
                 normed = layer.post_self_attention_layernorm(hidden)
@@ -100,7 +106,7 @@ class GamerDecoder:
         queries = attention.q_proj(hidden) + attention.q_behavior_embedding(behaviors)
         queries, _ = rotated(attention, queries, None, rotation)
         shared = self.keys[attention.layer_idx]
-        output = attention.o_proj(grouped_attention(queries, *shared, bias, scaling=attention.scaling))
+        output = attention.o_proj(shared_attention(queries, *shared, bias, attention.scaling))
         return output * nn.functional.silu(attention.gating(hidden)) * sees_something.to(output.dtype)
 
     def _position(self, depth: int) -> torch.LongTensor:

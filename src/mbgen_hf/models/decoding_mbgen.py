@@ -1,9 +1,37 @@
 """MBGen one token at a time: the encoder once per user, the decoder for all beams of a user together."""
 
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
 
-from .shared_history import BeamCache, SharedHistory, append_token, grouped_attention, hiding_bias, step_routing
+from .shared_history import (
+    BeamCache,
+    SharedHistory,
+    Tokens,
+    hiding_bias,
+    own_attention,
+    shared_attention,
+    step_routing,
+)
+
+
+class _KeptLayer(DynamicLayer):
+    """Keeps the first keys and values as they are, where the stock layer copies them behind nothing."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        if self.is_initialized:
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
+
+
+def _tokens(keys: torch.Tensor, values: torch.Tensor) -> Tokens:
+    """`(num_users, num_heads, len, head_dim)` token by token, for all beams of a user."""
+    return tuple(
+        (key.flatten(1)[:, None], value.flatten(1)[:, None])
+        for key, value in zip(keys.unbind(2), values.unbind(2), strict=True)
+    )
 
 
 class MBGenDecoder:
@@ -35,18 +63,17 @@ class MBGenDecoder:
             input_ids=decoder_input_ids,
             encoder_hidden_states=states,
             encoder_attention_mask=attention_mask,
+            past_key_values=EncoderDecoderCache(DynamicCache(), Cache(layer_class_to_replicate=_KeptLayer)),
             use_cache=True,
         )
         self.hidden = prompted.last_hidden_state[:, -1:]
         past = prompted.past_key_values
-        self.prompt_keys = [(layer.keys, layer.values) for layer in past.self_attention_cache.layers]
+        self.prompts = [_tokens(layer.keys, layer.values) for layer in past.self_attention_cache.layers]
         self.history_keys = [(layer.keys, layer.values) for layer in past.cross_attention_cache.layers]
         self.history_bias = hiding_bias(self.history.mask, states.dtype)[:, None, None, None]
-        self.prompt_len = decoder_input_ids.shape[1]
-        empty = states.new_empty(len(input_ids), 1, 0, config.num_heads * config.d_kv)
         behaviors = self.space.behavior_indices(decoder_input_ids, include_behavior_tokens=True)[:, -1:]
         states = prompted.last_hidden_state[:, None, 1:]
-        self.cache = BeamCache(((empty, empty),) * len(self.decoder.block), behaviors, states, 0)
+        self.cache = BeamCache(((),) * len(self.decoder.block), behaviors, states)
 
     def step(
         self, cache: BeamCache, tokens: torch.LongTensor, parents: torch.LongTensor, slot: int
@@ -64,29 +91,25 @@ class MBGenDecoder:
         """
         cache = cache.select(parents)
         behaviors, routing = step_routing(self.space, cache, tokens, slot, self.inject_behavior_tokens)
-        bias = self._position_bias(cache.depth)
+        bias = self._position_bias(len(self.prompts[0]) + cache.depth)
         hidden, layers = self.decoder.embed_tokens(tokens), []
-        for block, past, prompted, history in zip(
-            self.decoder.block, cache.layers, self.prompt_keys, self.history_keys, strict=True
+        for block, past, prompt, history in zip(
+            self.decoder.block, cache.layers, self.prompts, self.history_keys, strict=True
         ):
             normed, attention = block.layer[0].layer_norm(hidden), block.layer[0].SelfAttention
-            own = append_token(past, attention.k(normed), attention.v(normed))
-            attended = grouped_attention(
-                attention.q(normed), *prompted, bias[..., : self.prompt_len], own, bias[..., self.prompt_len :]
-            )
-            hidden = hidden + attention.o(attended)
+            own = (*past, (attention.k(normed), attention.v(normed)))
+            hidden = hidden + attention.o(own_attention(attention.q(normed), prompt + own, bias))
             normed, attention = block.layer[1].layer_norm(hidden), block.layer[1].EncDecAttention
-            hidden = hidden + attention.o(grouped_attention(attention.q(normed), *history, self.history_bias))
+            hidden = hidden + attention.o(shared_attention(attention.q(normed), *history, self.history_bias))
             hidden = block.layer[-1](hidden, routing)
             layers.append(own)
         hidden = self.decoder.final_layer_norm(hidden)
         return hidden, cache.grow(layers, behaviors, hidden)
 
     def _position_bias(self, depth: int) -> torch.Tensor:
-        """Relative position bias of the token behind `depth` generated ones, `(1, num_heads, 1, 1, key_len)`."""
-        seen = self.prompt_len + depth
+        """Relative position bias of the token behind `depth` others, `(num_heads, depth + 1)`."""
         attention = self.decoder.block[0].layer[0].SelfAttention
-        return attention.compute_bias(1, seen + 1, past_seen_tokens=seen)[:, :, None]
+        return attention.compute_bias(1, depth + 1, past_seen_tokens=depth)[0, :, 0]
 
 
 __all__ = ["MBGenDecoder"]

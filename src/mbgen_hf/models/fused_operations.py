@@ -235,7 +235,7 @@ def attend(
     if not (small and by_hand):
         dtype = torch.promote_types(queries.dtype, values.dtype)
         queries, keys, values = queries.to(dtype), keys.to(dtype), values.to(dtype)
-        if mask is not None and mask.dtype != torch.bool:
+        if mask is not None and mask.dtype not in (torch.bool, dtype):
             mask = mask.clamp(min=torch.finfo(dtype).min).to(dtype)
         if groups > 1 and queries.device.type != "cpu":
             # With a mask, grouped heads would send GPUs to a kernel that writes all scores to memory.
@@ -272,4 +272,5 @@ __all__ = [
     "norm_and_rotate",
     "reorder",
     "rms_norm",
+    "runs_by_hand",
 ]

@@ -24,7 +24,7 @@ from .configuration_mbgen import MBGenConfig
 from .constrained_generation import ConstrainedGenerationMixin
 from .copying_search import copied_log_probs
 from .decoding_mbgen import MBGenDecoder
-from .fused_operations import Dropout, FusedSwitchLayerNorm, attend, hidden_score, joint_linear
+from .fused_operations import Dropout, FusedSwitchLayerNorm, attend, hidden_score, joint_linear, runs_by_hand
 from .history_copying import CopyChoice, HistoryCopying, Interactions, likelihood_gain, mixed_log_probs, precise
 from .routed_feed_forward import RoutedFeedForward, Routing
 from .token_loss import label_log_probs, logits_of_next_slot, token_loss
@@ -295,6 +295,8 @@ class MBGenStack(MBGenPreTrainedModel, SwitchTransformersStack):
         if attention_mask is not None:
             padding = attention_mask[:, None, None, :total] == 0
             hidden = padding if hidden is None else hidden | padding
+        if hidden is not None and runs_by_hand(states) and not hidden.any():
+            return bias  # One for all rows, and nothing to wait for on the CPU.
         return bias if hidden is None else bias.masked_fill(hidden, hidden_score(bias.dtype))
 
     @staticmethod

@@ -26,12 +26,19 @@ class Routing:
         restore: `(num_tokens,)` the inverse permutation.
         ends: `(num_slots,)` `int32`, where each slot's tokens end in slot order.
         behaviors: `(batch_size, seq_len)` row of the behavior embedding of every token, 0 = padding.
+        slot: the slot of all tokens where they have the same one; the three before `behaviors` are then `None`.
     """
 
-    order: torch.Tensor
-    restore: torch.Tensor
-    ends: torch.Tensor
+    order: torch.Tensor | None
+    restore: torch.Tensor | None
+    ends: torch.Tensor | None
     behaviors: torch.Tensor
+    slot: int | None = None
+
+    @classmethod
+    def of_slot(cls, slot: int, behaviors: torch.Tensor) -> "Routing":
+        """Tokens that are all of one slot, as in a step of decoding."""
+        return cls(None, None, None, behaviors, slot)
 
     @classmethod
     def from_slots(cls, slots: torch.Tensor, behaviors: torch.Tensor, num_slots: int) -> "Routing":
@@ -160,7 +167,7 @@ _grouped_matmul_op.register_autograd(_grouped_matmul_backward, setup_context=_ke
 
 
 class RoutedLinear(nn.Module):
-    """One bias-free linear map per expert, on tokens in slot order.
+    """One bias-free linear map per expert, on tokens in slot order or all of one slot.
 
     `weight` has shape `(num_experts, out_features, in_features)`: expert e's slice is an `nn.Linear` weight.
     """
@@ -169,7 +176,10 @@ class RoutedLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features))
 
-    def forward(self, states: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, ends: torch.Tensor | int) -> torch.Tensor:
+        """`(num_tokens, in_features)` with the end of each slot, or any shape with the slot of all."""
+        if isinstance(ends, int):
+            return F.linear(states, self.weight[ends])
         return grouped_matmul(states, self.weight.transpose(1, 2), ends)
 
 
@@ -217,13 +227,15 @@ class RoutedFeedForward(nn.Module):
             hidden_states = torch.cat([hidden_states, behaviors], dim=-1)
         if not self.routed:
             return self._transform(hidden_states)
+        if routing.slot is not None:
+            return self._transform(hidden_states, routing.slot)
         shape = hidden_states.shape
         states = reorder(hidden_states.reshape(-1, shape[-1]), routing.order, routing.restore)
         states = self._transform(states, routing.ends)
         return reorder(states, routing.restore, routing.order).reshape(*shape[:-1], -1)
 
     def _linear(self, in_features: int, out_features: int) -> nn.Module:
-        """A map that takes `(states, ends)` where the layer is routed and `(states,)` where it is dense."""
+        """A map that takes `(states, ends or slot)` where the layer is routed and `(states,)` where it is dense."""
         if self.routed:
             return RoutedLinear(self.num_experts, in_features, out_features)
         return nn.Linear(in_features, out_features, bias=False)
@@ -232,7 +244,7 @@ class RoutedFeedForward(nn.Module):
         self.wi = self._linear(d_in, d_ff)
         self.wo = self._linear(d_ff, d_out)
 
-    def _transform(self, states: torch.Tensor, *ends: torch.Tensor) -> torch.Tensor:
+    def _transform(self, states: torch.Tensor, *ends: torch.Tensor | int) -> torch.Tensor:
         return self.wo(self.dropout(self.activation(self.wi(states, *ends))), *ends)
 
 
@@ -244,10 +256,12 @@ class RoutedGatedFeedForward(RoutedFeedForward):
         self.up_proj = self._linear(d_in, d_ff)
         self.down_proj = self._linear(d_ff, d_out)
 
-    def _transform(self, states: torch.Tensor, *ends: torch.Tensor) -> torch.Tensor:
+    def _transform(self, states: torch.Tensor, *ends: torch.Tensor | int) -> torch.Tensor:
         if not self.routed:
             gate, up = joint_linear(states, self.gate_proj, self.up_proj)
-        elif is_plain(self.gate_proj, RoutedLinear) and is_plain(self.up_proj, RoutedLinear):
+        elif not isinstance(ends[0], int) and all(
+            is_plain(part, RoutedLinear) for part in (self.gate_proj, self.up_proj)
+        ):
             both = torch.cat([self.gate_proj.weight, self.up_proj.weight], dim=1)
             gate, up = grouped_matmul(states, both.transpose(1, 2), *ends).chunk(2, dim=-1)
         else:
