@@ -6,8 +6,6 @@ from model_fixtures import HISTORIES, gamer_tokenizer, random_codes, tiny_gamer,
 from transformers import GenerationConfig, LogitsProcessorList
 
 from mbgen_hf.models.generation_request import beam_request
-from mbgen_hf.models.request_catalog import RequestCatalog
-from mbgen_hf.models.shared_history_search import Expansion, beam_search
 
 
 LONG = [("click", f"item-{i:02d}") if i % 3 else ("cart", f"item-{i:02d}") for i in range(17)]
@@ -223,25 +221,6 @@ def test_in_float64_the_two_agree_far_beyond_float32_rounding():
         fast, stock = both(model.double(), **tokenizer.encode_history(RAGGED), num_beams=7, num_return_sequences=7)
         assert fast.item_indices.tolist() == stock.item_indices.tolist()
         torch.testing.assert_close(fast.sequences_scores, stock.sequences_scores, atol=3e-6, rtol=0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["mbgen", "gamer"])
-def test_the_loop_compiles_into_one_graph(kind):
-    model, tokenizer = make(kind)
-    encoded = tokenizer.encode_history(RAGGED)
-    space = model.config.token_space
-    prompt = torch.tensor([[space.behavior_id("buy")]]).expand(len(RAGGED), -1)
-    inputs, _ = model._generation_inputs(encoded["input_ids"], encoded["attention_mask"], prompt, {})
-    with torch.no_grad():
-        expansion = Expansion(
-            model, model.start_decoding(prompt_len=1, **inputs), RequestCatalog(model.item_trie, space), space, False
-        )
-        eager = beam_search(expansion, prompt, 6)
-        torch._dynamo.reset()
-        compiled = torch.compile(beam_search, fullgraph=True, backend="eager")(expansion, prompt, 6)
-    assert torch.equal(eager.ids, compiled.ids)
-    torch.testing.assert_close(eager.scores, compiled.scores, atol=1e-5, rtol=2e-6)
 
 
 def test_beams_beyond_the_catalog_are_blank():

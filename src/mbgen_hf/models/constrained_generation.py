@@ -6,7 +6,7 @@ from transformers import initialization as init
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput
 from transformers.utils import ModelOutput
 
-from .behavior_sampling import behavior_aware_search
+from .compiled_search import CompiledSearch
 from .exact_search import exact_search
 from .generation_request import BeamRequest, beam_request, check_modes, generation_settings
 from .item_trie import ItemTrie
@@ -15,7 +15,7 @@ from .pipeline_recommendation import TASK, RecommendationPipeline
 from .prompts import match_rows, resolve_prompt
 from .request_catalog import RequestCatalog
 from .shared_history import DecodingContext
-from .shared_history_search import Beams, Expansion, beam_search, normalized
+from .shared_history_search import Beams, Expansion, normalized
 from .token_space import BEHAVIOR_SLOT, PAD, TokenSpace
 
 
@@ -48,6 +48,7 @@ class ConstrainedGenerationMixin:
             eligible = torch.ones(self.config.num_items, len(self.config.behaviors), dtype=torch.bool)
         self.register_buffer("item_eligibility", eligible)
         self._trie = self._catalog = None
+        self._compiled_search = CompiledSearch()
 
     def reset_catalog(self) -> None:
         """Fill the buffers of a catalog that was not loaded: no items, none of them restricted."""
@@ -158,9 +159,10 @@ class ConstrainedGenerationMixin:
             behavior_sampling (`bool`, *optional*, defaults to `False`):
                 Whether every behavior gets results in proportion to its probability (MBGen section 4.4.2); for
                 requests that leave the behavior open.
-            num_beams, num_return_sequences, do_sample, return_dict_in_generate, ...:
-                As in stock `generate`. `length_penalty` is 0 unless given: a score is the plain sum of
-                log-probabilities of the generated tokens.
+            num_beams, num_return_sequences, do_sample, return_dict_in_generate, compile_config, ...:
+                As in stock `generate`. `compile_config` compiles the search as a whole, anew for each shape of a
+                request; its mode "reduce-overhead" replays one CUDA graph on GPUs. `length_penalty` is 0 unless given:
+                a score is the plain sum of log-probabilities of the generated tokens.
 
         Returns:
             `torch.LongTensor` of shape `(batch_size * num_return_sequences, len)`, the decoder's ids; with
@@ -230,18 +232,18 @@ class ConstrainedGenerationMixin:
         over_catalog: bool,
     ) -> ModelOutput:
         """The answer of the shared-history search, in the form of stock `generate`."""
-        decoder = self.start_decoding(prompt_len=prompt_ids.shape[1], **inputs)
-        expansion = Expansion(self, decoder, catalog, self.config.token_space, over_catalog)
         results, proof = request.num_return_sequences, None
         if request.exact:
-            proof = exact_search(
-                expansion, prompt_ids, results, max(request.num_beams, EXACT_BATCH), request.node_budget
-            )
+            decoder = self.start_decoding(prompt_len=prompt_ids.shape[1], **inputs)
+            expansion = Expansion(self, decoder, catalog, self.config.token_space, over_catalog)
+            batch = max(request.num_beams, EXACT_BATCH)
+            proof = exact_search(expansion, prompt_ids, results, batch, request.node_budget)
             beams = proof.beams
-        elif request.behavior_sampling:
-            beams = behavior_aware_search(expansion, prompt_ids, request.num_beams, results)
         else:
-            beams = beam_search(expansion, prompt_ids, request.num_beams)
+            run = self._compiled_search.get(request.compile_config)
+            by_behavior = results if request.behavior_sampling else None
+            # What comes back is made into new tensors below: a CUDA graph writes over its own at the next call.
+            beams = run(self, inputs, prompt_ids, catalog, over_catalog, request.num_beams, by_behavior)
         output = self._stock_output(request, inputs, prompt_ids, beams)
         if beams.behavior_log_probs is not None:
             output["behavior_probabilities"] = normalized(beams.behavior_log_probs).exp()

@@ -3,7 +3,7 @@
 import copy
 from dataclasses import dataclass
 
-from transformers import GenerationConfig
+from transformers import CompileConfig, GenerationConfig
 
 
 # Settings that the shared-history search follows, or that mean nothing to a search of fixed length.
@@ -28,6 +28,7 @@ _FOLLOWED = {
     "typical_p",
     "epsilon_cutoff",
     "eta_cutoff",
+    "compile_config",
     "disable_compile",
     "transformers_version",
 }
@@ -44,6 +45,7 @@ class BeamRequest:
         exact: whether the true best items are asked for instead of those a beam search finds.
         node_budget: prefixes that exact search may expand per user; `None` for as many as it takes.
         behavior_sampling: whether every behavior gets results in proportion to its probability.
+        compile_config: how the search is compiled; `None` for not at all.
     """
 
     num_beams: int
@@ -52,6 +54,7 @@ class BeamRequest:
     exact: bool = False
     node_budget: int | None = None
     behavior_sampling: bool = False
+    compile_config: CompileConfig | dict | None = None
 
 
 def beam_request(
@@ -98,7 +101,8 @@ def beam_request(
     if asked["use_cache"] is False or not 1 <= results <= beams:
         return None
     penalty = _length_penalty(generation_config, settings)
-    return BeamRequest(beams, results, penalty, exact, node_budget, behavior_sampling)
+    compiled = None if asked["disable_compile"] else asked["compile_config"]
+    return BeamRequest(beams, results, penalty, exact, node_budget, behavior_sampling, compiled)
 
 
 def check_modes(
@@ -111,6 +115,8 @@ def check_modes(
         raise ValueError("`behavior_sampling`: expected either this or `exact`, found both")
     if behavior_sampling and prompt_len:
         raise ValueError("`behavior_sampling`: expected a request that leaves the behavior open, found a prompt")
+    if exact and request is not None and request.compile_config is not None:
+        raise ValueError("`compile_config`: expected none with `exact`, whose steps depend on what they find")
     for name, asked in (("exact", exact), ("behavior_sampling", behavior_sampling)):
         if asked and request is None:
             raise ValueError(
