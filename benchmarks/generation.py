@@ -7,7 +7,7 @@
 
 Random weights at the papers' sizes and a simulated catalog: MBGen answers 50-interaction histories with 50 beams,
 GAMER 100-interaction histories with 20 beams, eight users at a time. Ours is timed as it is and compiled
-(`compile_config`). Prints a table and, as the last line, JSON. All must return the same items; the run fails otherwise.
+(`compile_config`). Prints a table and, as the last line, JSON. All must return the same items, or the run fails.
 
 Two floors stand beside the times: the operations of one call (products and attention, counted as it runs) at the rate
 of a large matrix product, and the bytes it has to read at least (weights once for each pass of a network, keys and
