@@ -141,7 +141,8 @@ def test_cross_level_attention_sees_lower_levels_alone(table):
     expected = lower[seen.sees] / lower[seen.sees].sum(1, keepdims=True)
     np.testing.assert_allclose(seen.mass[seen.sees].mean(1), expected, atol=1e-6)
     layer = layer_attention(seen, history, len(table.schema))
-    assert layer.target.lift == pytest.approx(1, abs=1e-5) and layer.seeing == seen.sees.mean()
+    assert layer.seeing == seen.sees.mean() and layer.target.lift == pytest.approx(1, abs=1e-5)
+    assert layer.target.lift_over_place == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(layer.behaviors, layer.uniform_behaviors, atol=1e-6)
 
 

@@ -213,7 +213,7 @@ def _target_attention(
     # Visible interactions first, still from the latest on.
     order = np.argsort(~visible, axis=1, kind="stable")
     every, items = np.take_along_axis(mass.mean(1), order, 1), np.take_along_axis(history.items, order, 1)
-    held = np.take_along_axis(history.holds_target & visible, order, 1)
+    held = np.take_along_axis(history.holds_target, order, 1)
     counts = visible.sum(1)
     by_place = np.empty_like(every)
     for count in np.unique(counts):
