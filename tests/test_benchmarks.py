@@ -39,6 +39,15 @@ def test_compare_models_writes_tables_and_its_curves_can_be_drawn(tmp_path, caps
     )
     assert reports["gamer+copying-seed0"].history_mass > 0
     assert (tmp_path / "calibration.png").stat().st_size > 5_000
+    looked = load("attention").main(
+        [str(data), checkpoint, "--protocol", "session_wise", "--users", "40", "--names", "GAMER + copying"]
+        + ["--output", str(tmp_path / "shop"), "--json", str(tmp_path / "attention.json")]
+    )
+    assert set(looked) == set(json.loads((tmp_path / "attention.json").read_text())) == {"GAMER + copying"}
+    assert (tmp_path / "shop_gamer_copying.png").stat().st_size > 5_000
+    assert "| GAMER + copying | copying | 0.000 | 0.000 |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="expected 1 different names, found"):
+        load("attention").main([str(data), checkpoint, "--names", "one,two"])
     with pytest.raises(ValueError, match="expected runs of `compare_models.py`, found none"):
         load("learning_curves").main([str(data), str(tmp_path / "none.png")])
 

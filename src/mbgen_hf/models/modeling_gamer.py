@@ -37,7 +37,7 @@ from .fused_operations import (
 )
 from .history_copying import HistoryCopying, Interactions, likelihood_gain, mixed_log_probs, precise
 from .routed_feed_forward import RoutedGatedFeedForward, RoutedLinear, Routing
-from .token_loss import label_log_probs, logits_of_next_slot, token_loss
+from .token_loss import LossKernel, label_log_probs, logits_of_next_slot, token_loss
 from .token_space import BEHAVIOR_SLOT, PAD
 
 
@@ -401,6 +401,7 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
     """
 
     auto_classes = ("AutoModel", "AutoModelForCausalLM")
+    loss_kernel: LossKernel | None = None  # Set for training on GPUs; see `token_loss`.
 
     def __init__(self, config: GamerConfig):
         super(Qwen3ForCausalLM, self).__init__(config)
@@ -490,7 +491,8 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
             num_labels = (labels[:, 1:] != -100).sum()
         if self.copying is None:
             over = {"loss_over": self.config.loss_over, "space": self.config.token_space}
-            return token_loss(states[:, :-1], head, labels[:, 1:], num_labels, temperature=temperature, **over)
+            over |= {"temperature": temperature, "kernel": self.loss_kernel}
+            return token_loss(states[:, :-1], head, labels[:, 1:], num_labels, **over)
         # An item is copied or not as a whole: the probabilities of all of its tokens are needed, counted or not.
         log_probs = label_log_probs(states[:, :-1], head, ids[:, 1:], temperature)
         gain = self._copying_gain(ids, states, log_probs, labels, sequence_ids, session_ids)

@@ -27,7 +27,7 @@ from .decoding_mbgen import MBGenDecoder
 from .fused_operations import Dropout, FusedSwitchLayerNorm, attend, hidden_score, joint_linear, runs_by_hand
 from .history_copying import CopyChoice, HistoryCopying, Interactions, likelihood_gain, mixed_log_probs, precise
 from .routed_feed_forward import RoutedFeedForward, Routing
-from .token_loss import label_log_probs, logits_of_next_slot, token_loss
+from .token_loss import LossKernel, label_log_probs, logits_of_next_slot, token_loss
 from .token_space import BEHAVIOR_SLOT, SPECIAL_SLOT
 
 
@@ -318,6 +318,7 @@ class MBGenForConditionalGeneration(
     """
 
     auto_classes = ("AutoModel", "AutoModelForSeq2SeqLM")
+    loss_kernel: LossKernel | None = None  # Set for training on GPUs; see `token_loss`.
 
     def __init__(self, config: MBGenConfig):
         super(SwitchTransformersForConditionalGeneration, self).__init__(config)
@@ -436,7 +437,7 @@ class MBGenForConditionalGeneration(
             # As the stock network has it, to the last bit; a second product with the head would be for nothing.
             loss = nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
         elif labels is not None:
-            over = {"loss_over": self.config.loss_over, "space": self.config.token_space}
+            over = {"loss_over": self.config.loss_over, "space": self.config.token_space, "kernel": self.loss_kernel}
             loss = token_loss(states, self.lm_head.weight, labels.flatten(0, -2), num_items_in_batch, **over)
         return Seq2SeqMoEOutput(
             loss=loss,

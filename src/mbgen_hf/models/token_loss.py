@@ -4,6 +4,7 @@ Logits are made for tokens that have a label, a chunk of tokens at a time; only 
 pass makes each chunk of logits once more. Probabilities are float32 whatever the type of the product.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -14,6 +15,9 @@ from .token_space import BEHAVIOR_SLOT, EOS, SPECIAL_SLOT, TokenSpace
 
 
 LossOver = Literal["vocabulary", "slot"]
+
+LossKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Sums the cross-entropy of `(num_labels,)` labels, of `(num_labels, d_model)` states and the weight of the head."""
 
 # Logits that exist at a time, and the fewest tokens that keep the product of a large vocabulary efficient.
 CHUNK_LOGITS = 2**20
@@ -86,11 +90,7 @@ def label_log_probs(
         raise ValueError(f"`loss_over`: expected 'vocabulary' or 'slot', found {loss_over!r}")
     if loss_over == "slot" and space is None:
         raise ValueError("`space`: expected the layout of ids for a loss over the slot, found None")
-    if torch.is_autocast_enabled(states.device.type):
-        dtype = torch.get_autocast_dtype(states.device.type)
-        states, weight = states.to(dtype), weight.to(dtype)
-    if temperature != 1.0:
-        states = states / temperature
+    states, weight = _as_multiplied(states, weight, temperature)
     shape, states, labels = labels.shape, states.reshape(-1, states.shape[-1]), labels.reshape(-1)
     if loss_over == "vocabulary":
         ranges = [(0, weight.shape[0])]
@@ -104,6 +104,16 @@ def label_log_probs(
         values = _LabelLogProbs.apply(states[rows], weight[first : first + count], labels[rows] - first)
         log_probs = log_probs.index_put((rows,), values)
     return log_probs.view(shape)
+
+
+def _as_multiplied(
+    states: torch.Tensor, weight: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in the type of the product, with the temperature in the states."""
+    if torch.is_autocast_enabled(states.device.type):
+        dtype = torch.get_autocast_dtype(states.device.type)
+        states, weight = states.to(dtype), weight.to(dtype)
+    return (states if temperature == 1.0 else states / temperature), weight
 
 
 def _traced(states, weight, labels, ranges) -> torch.Tensor:
@@ -122,6 +132,7 @@ def token_loss(
     weight: torch.Tensor,
     labels: torch.Tensor,
     num_labels: torch.Tensor | int | None = None,
+    kernel: LossKernel | None = None,
     **options,
 ) -> torch.Tensor:
     """Mean cross-entropy of the labels.
@@ -129,10 +140,22 @@ def token_loss(
     Args:
         states, weight, labels: as for `label_log_probs`.
         num_labels: what the sum is divided by; the number of labels by default.
+        kernel: what sums the cross-entropy over the vocabulary instead of `label_log_probs`.
         options: `temperature`, `loss_over` and `space` of `label_log_probs`.
     """
-    total = -label_log_probs(states, weight, labels, **options).sum()
+    if kernel is None:
+        total = -label_log_probs(states, weight, labels, **options).sum()
+    else:
+        total = _sum_by_kernel(kernel, states, weight, labels, **options)
     return total / ((labels != -100).sum() if num_labels is None else num_labels)
+
+
+def _sum_by_kernel(kernel, states, weight, labels, temperature=1.0, loss_over="vocabulary", space=None):
+    if loss_over != "vocabulary":
+        raise ValueError(f"`loss_over`: expected 'vocabulary' with a kernel for the loss, found {loss_over!r}")
+    states, weight = _as_multiplied(states, weight, temperature)
+    rows = (labels != -100).flatten().nonzero()[:, 0]
+    return kernel(states.flatten(0, -2)[rows], weight, labels.flatten()[rows])
 
 
 def logits_of_next_slot(
@@ -155,4 +178,4 @@ def logits_of_next_slot(
     return logits.masked_fill(slots != following[..., None], -torch.inf)
 
 
-__all__ = ["LossOver", "label_log_probs", "logits_of_next_slot", "token_loss"]
+__all__ = ["LossKernel", "LossOver", "label_log_probs", "logits_of_next_slot", "token_loss"]

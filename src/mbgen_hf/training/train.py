@@ -28,6 +28,7 @@ from mbgen_hf.training.checkpoint import (
     save_checkpoint,
     write_text_whole,
 )
+from mbgen_hf.training.liger import check_liger_kernel
 from mbgen_hf.training.memory import keep_freed_memory
 from mbgen_hf.training.settings import SECTIONS, check_section
 from mbgen_hf.training.trainer import RecommendationTrainer, TaskValidation
@@ -99,6 +100,8 @@ def train_model(
     args = _training_arguments(settings, output_dir, seed)
     set_seed(seed)
     model, tokenizer = build_model(table, settings)
+    if args.use_liger_kernel:
+        check_liger_kernel(model.config, args)
     data = _training_data(table, tokenizer, settings, seed)
     num_training = len(data.lengths)
     validation, protocol = settings["validation"], settings["data"]["protocol"]

@@ -12,6 +12,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from mbgen_hf.data.batches import LengthGroupedBatchOrder, PrefixCollator, RowCollator
 from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
 from mbgen_hf.evaluation.protocols import Protocol, Task
+from mbgen_hf.training.liger import apply_liger_kernel
 from mbgen_hf.training.training_state import (
     load_optimizer,
     load_random_states,
@@ -91,13 +92,16 @@ class RecommendationTrainer(Trainer):
         kwargs: as for `Trainer`.
 
     Raises:
-        ValueError: FSDP or DeepSpeed, whose checkpoints have formats of their own.
+        ValueError: FSDP or DeepSpeed, whose checkpoints have formats of their own; `use_liger_kernel` where
+            `check_liger_kernel` refuses it.
     """
 
     def __init__(self, *args, train_lengths, validation: TaskValidation | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("`args`: expected plain or data-parallel training, found FSDP or DeepSpeed")
+        if self.args.use_liger_kernel:
+            apply_liger_kernel(self.model, self.args)
         self.validation = validation
         total = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         self.train_order = LengthGroupedBatchOrder(train_lengths, total, seed=self.args.seed)
