@@ -4,7 +4,7 @@
     python benchmarks/compare_models.py data/shop --protocol session_wise --seeds 0,1,2 --output results/shop
 
 Each model is trained for the same number of steps under the same protocol. The checkpoint with the best validation
-score on the target task is scored once on the test split, with recency and popularity on the same cases. With a
+score on the target task is scored once on the test split, with the baselines on the same cases. With a
 copying head training stops early, when the score has not risen for four validations. Finished runs are kept: the
 command can be stopped and given again. Writes `results.json` and `results.md` into the output folder.
 """
@@ -33,6 +33,7 @@ DECODER = {
 }
 PLAIN_QWEN3 = {"model.cross_level_layers": [], "model.routed_layers": [], "model.injection_layers": []}
 COPYING = {"model.copy_from_history": True, "validation.patience": 4}
+INFORMED = {**COPYING, "model.copy_item_behaviors": True}
 MODELS = {
     "qwen3": ("gamer-small", {**DECODER, **PLAIN_QWEN3}),
     "gamer": ("gamer-small", DECODER),
@@ -42,10 +43,15 @@ MODELS = {
     "qwen3 + copying": ("gamer-small", {**DECODER, **PLAIN_QWEN3, **COPYING}),
     "gamer + copying": ("gamer-small", {**DECODER, **COPYING}),
     "gamer + copying + 4x": ("gamer-small", {**DECODER, **COPYING, "data.augmentation": 4}),
+    "qwen3 + informed copying": ("gamer-small", {**DECODER, **PLAIN_QWEN3, **INFORMED}),
+    "gamer + informed copying": ("gamer-small", {**DECODER, **INFORMED}),
+    "gamer + informed copying + 4x": ("gamer-small", {**DECODER, **INFORMED, "data.augmentation": 4}),
+    "mbgen causal + informed copying": ("mbgen-causal-small", INFORMED),
     "mbgen + copying": ("mbgen-small", COPYING),
     "mbgen causal + copying": ("mbgen-causal-small", COPYING),
 }
 SASREC = "sasrec"
+BASELINES = ("recency", "recency_by_behavior", "popularity")
 METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")
 
 
@@ -144,8 +150,7 @@ def as_markdown(results: dict, args: argparse.Namespace) -> str:
             "",
             "| | " + " | ".join([*METRICS, "repeat hr@10", "new hr@10"]) + " |",
             "|---" * (len(METRICS) + 3) + "|",
-            row("recency", [first["recency"]]),
-            row("popularity", [first["popularity"]]),
+            *(row(name.replace("_", " "), [first[name]]) for name in BASELINES if name in first),
             *(row(name, [report["model"] for report in of_seeds]) for name, of_seeds in reports.items()),
         ]
         blocks.append("\n".join(lines))

@@ -57,7 +57,7 @@ def test_real_logs_run_from_raw_file_to_recommendations(tmp_path, data_dir, caps
     capsys.readouterr()
     run("evaluate", model, "--data", data, "--max-users", 20, "--num-beams", 10)
     table = capsys.readouterr().out
-    assert table.count("recency") == table.count("popularity") == 3
+    assert table.count("recency ") == table.count("recency_by_behavior") == table.count("popularity") == 3
     users = load_users(data)[:2]
     run("recommend", model, "--data", data, "--users", ",".join(map(str, users)), "-k", 4, "--output", output)
     lists = json.loads(output.read_text())

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from mbgen_hf.baselines.popularity import PopularityBaseline
-from mbgen_hf.baselines.recency import RecencyBaseline
+from mbgen_hf.baselines.recency import RecencyBaseline, RecencyByBehaviorBaseline
 from mbgen_hf.data.behavior_schema import BehaviorSchema
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.evaluation.metrics import joint_ids, mean_metrics, ranking_metrics
@@ -18,7 +18,12 @@ from mbgen_hf.simulation import simulate_shop
 REPOSITORY = Path(__file__).resolve().parents[2]
 VIEW, CART, BUY = range(3)
 SCHEMA = BehaviorSchema(("view", "cart", "buy"), (0, 1, 2), "buy")
-BASELINES = [RecencyBaseline, PopularityBaseline, lambda: PopularityBaseline(behavior_specific=True)]
+BASELINES = [
+    RecencyBaseline,
+    RecencyByBehaviorBaseline,
+    PopularityBaseline,
+    lambda: PopularityBaseline(behavior_specific=True),
+]
 
 
 def make_table(rows):
@@ -65,6 +70,42 @@ def test_recency_matches_a_loop_on_a_simulated_log():
         expected = list(dict.fromkeys(history))[:6]
         assert items[row].tolist() == expected + [-1] * (6 - len(expected))
         assert scores[row, : len(expected)].tolist() == [-1.0 - history.index(item) for item in expected]
+
+
+def test_recency_by_behavior_puts_first_what_has_not_had_the_behavior(table):
+    cases = leave_one_out_cases(table, "test")
+    baseline = RecencyByBehaviorBaseline().fit(table)
+    assert not baseline.again.any()
+    items, scores = baseline.recommend(table, cases, 4, behavior=BUY)
+    np.testing.assert_array_equal(items, [[0, 1, 2, -1], [2, 5, -1, -1]][:1] + [[5, 2, -1, -1]])
+    items, scores = baseline.recommend(table, cases, 4, behavior=np.array([VIEW, CART]))
+    np.testing.assert_array_equal(items, [[2, 0, 1, -1], [5, 2, -1, -1]])
+    assert (np.diff(scores[:, :2], axis=1) < 0).all()
+    plain, _ = RecencyBaseline().recommend(table, cases, 4)
+    np.testing.assert_array_equal(baseline.recommend(table, cases, 4)[0], plain)
+
+
+def test_recency_by_behavior_follows_a_shop_where_things_are_bought_again():
+    groceries = make_table([[(0, BUY), (1, VIEW), (0, BUY), (1, VIEW), (0, BUY), (2, VIEW), (3, BUY), (3, BUY)]] * 2)
+    baseline = RecencyByBehaviorBaseline().fit(groceries)
+    assert baseline.again.tolist() == [True, False, True]
+    items, _ = baseline.recommend(groceries, leave_one_out_cases(groceries, "test"), 4, behavior=BUY)
+    assert items.tolist() == [[3, 0, 2, 1]] * 2
+
+
+def test_recency_by_behavior_matches_a_loop_on_a_simulated_log():
+    table = simulate_shop(80, 24, seed=6, min_length=3).table()
+    cases = leave_one_out_cases(table, "test", max_history=9)
+    baseline = RecencyByBehaviorBaseline().fit(table)
+    items, scores = baseline.recommend(table, cases, 6, behavior=cases.behavior)
+    for row in range(80):
+        part = slice(cases.history_start[row], cases.history_end[row])
+        recent = list(dict.fromkeys(table.items[part][::-1].tolist()))
+        had = set(table.items[part][table.behaviors[part] == cases.behavior[row]].tolist())
+        again = baseline.again[cases.behavior[row]]
+        expected = sorted(recent, key=lambda item: (item in had) != again)[:6]
+        assert items[row].tolist() == expected + [-1] * (6 - len(expected))
+        assert (np.diff(scores[row, : len(expected)]) < 0).all()
 
 
 def test_recency_pairs_items_with_the_usual_follow_up(table):
@@ -161,6 +202,8 @@ def test_baselines_reject_missing_fits_and_lengths(table):
     for call in (RecencyBaseline().recommend_pairs, PopularityBaseline().recommend):
         with pytest.raises(ValueError, match="found none; call `fit"):
             call(table, cases, 5)
+    with pytest.raises(ValueError, match="found none; call `fit"):
+        RecencyByBehaviorBaseline().recommend(table, cases, 5, behavior=BUY)
     other = PopularityBaseline().fit(make_table([[(0, BUY), (1, BUY), (0, BUY)]]))
     with pytest.raises(ValueError, match=r"found \(3, 2\)"):
         other.recommend(table, cases, 5)

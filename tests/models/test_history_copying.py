@@ -6,7 +6,7 @@ import pytest
 import torch
 from model_fixtures import HISTORIES, gamer_tokenizer, tiny_gamer, tiny_model, tokenizer_of
 
-from mbgen_hf.models.history_copying import Interactions, distance_bucket, masked_logsumexp
+from mbgen_hf.models.history_copying import Interactions, distance_bucket, happened_with_items, masked_logsumexp
 
 
 KINDS = ["mbgen", "gamer"]
@@ -14,12 +14,15 @@ BUY = {"mbgen": 6, "gamer": 7}
 
 
 def copying_model(kind: str, **changes):
-    """A tiny model with a copying head whose distance bias is not zero, and its tokenizer."""
+    """A tiny model with a copying head whose biases are not zero, and its tokenizer."""
     make = tiny_model if kind == "mbgen" else tiny_gamer
-    model = make(copy_from_history=True, copy_dim=16, **changes)
+    model = make(**{"copy_from_history": True, "copy_dim": 16, "copy_item_behaviors": True, **changes})
     torch.manual_seed(5)
     with torch.no_grad():
         model.copying.distance_bias.normal_()
+        if model.copying.happened_bias is not None:
+            model.copying.happened_bias.weight.normal_(std=0.3)
+            model.copying.happened_bias.bias.normal_()
         model.copying.gate.bias.fill_(0.3)
     return model, tokenizer_of(model) if kind == "mbgen" else gamer_tokenizer(model)
 
@@ -58,7 +61,14 @@ def mixture(kind: str, model, tokenizer, history, user) -> torch.Tensor:
         for place in range(len(history)):
             key = head.key(states[offset + place * width + space.num_code_levels])
             ago = len(history) - place
-            weights.append(math.exp(query @ key / 4 + head.distance_bias[ago]))
+            score = query @ key / 4 + head.distance_bias[ago]
+            if head.happened_bias is not None:
+                happened = {
+                    behavior for (behavior, _), item in zip(history, items, strict=True) if item == items[place]
+                }
+                labels = [model.config.behaviors.index(behavior) for behavior in happened]
+                score = score + head.happened_bias(asked)[labels].sum()
+            weights.append(math.exp(score))
         copied = sum(w for w, i in zip(weights, items, strict=True) if i == item) / sum(weights)
         written = math.exp(sum(generated[level, token] for level, token in enumerate(tokens)))
         scores.append(math.log((1 - gate) * written + gate * copied))
@@ -67,9 +77,10 @@ def mixture(kind: str, model, tokenizer, history, user) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", [[3, 4, 5], [30], [6, 7]])
-def test_scores_are_those_of_the_mixture_item_by_item(kind, sizes):
-    model, tokenizer = copying_model(kind, code_sizes=sizes)
-    history = [*HISTORIES[0], ("click", "item-03")]
+@pytest.mark.parametrize("informed", [True, False])
+def test_scores_are_those_of_the_mixture_item_by_item(kind, sizes, informed):
+    model, tokenizer = copying_model(kind, code_sizes=sizes, copy_item_behaviors=informed)
+    history = [*HISTORIES[0], ("click", "item-03"), ("buy", "item-05"), ("cart", "item-03")]
     encoded = encode(model, tokenizer, [history])
     output = model.generate(
         **encoded, behavior="buy", num_beams=30, num_return_sequences=30, return_dict_in_generate=True
@@ -78,8 +89,8 @@ def test_scores_are_those_of_the_mixture_item_by_item(kind, sizes):
     given_behavior = output.sequences_scores - expected[output.item_indices[0]]
     torch.testing.assert_close(given_behavior, torch.zeros(30), atol=2e-5, rtol=0)
     assert sorted(output.item_indices[0].tolist()) == list(range(30))
-    # The mixture must matter: an item of the history leads.
-    assert output.item_indices[0, 0] in (3, 7, 11)
+    # The mixture must matter: items of the history are among the first.
+    assert set(output.item_indices[0, :3].tolist()) & {3, 5, 7, 11}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -242,6 +253,25 @@ def test_interactions_are_found_on_either_side_of_padding():
     assert found.whole.tolist() == [[True, False], [True, True]]
     assert found.codes[0, 0].tolist() == row[1:] and (found.codes[0, 1] == -1).all()
     assert found.last[1].tolist() == [4, 8]
+
+
+def test_what_happened_with_an_item_is_what_the_query_sees_of_it():
+    model, _ = copying_model("gamer")
+    one, two = [8, 11, 15], [9, 11, 15]
+    ids = torch.tensor([[1, 4, *one, 5, *two, 7, *one, 4, *two]])  # click, favorite, buy, click
+    history = Interactions.of(ids, model.config.token_space)
+    labels = history.behaviors[0].tolist()
+    visible = torch.tensor([[[True, False, False, False], [True, True, True, False], [True] * 4]])
+    found = torch.stack(list(happened_with_items(history, visible, len(model.config.behaviors))), dim=-1)
+    for query, seen in enumerate(visible[0].tolist()):
+        for place, item in enumerate([one, two, one, two]):
+            there = {labels[j] for j in range(4) if seen[j] and [one, two, one, two][j] == item}
+            assert set(found[0, query, place].nonzero().flatten().tolist()) == there
+
+
+def test_weighing_by_behaviors_needs_a_head():
+    with pytest.raises(Exception, match="`copy_item_behaviors`: expected `copy_from_history` beside it"):
+        tiny_gamer(copy_item_behaviors=True)
 
 
 def test_distances_share_buckets_only_when_far():

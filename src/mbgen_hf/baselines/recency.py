@@ -1,4 +1,4 @@
-"""The recency baseline: what was touched last comes next."""
+"""The recency baselines: what was touched last comes next, and what of it the asked behavior still lies ahead of."""
 
 from typing import Self
 
@@ -59,13 +59,80 @@ class RecencyBaseline(Baseline):
         return items, np.where(listed, self.follow_up[table.behaviors[positions]], -1).astype(np.int8), scores
 
 
-def _recent_positions(table: SequenceTable, cases: EvaluationCases, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Last position of each of the k most recent distinct items, -1 beyond, and scores; both `(num_cases, k)`."""
-    check_length(k)
+class RecencyByBehaviorBaseline(RecencyBaseline):
+    """Recency that knows what was asked: items that have not had the asked behavior yet come before those that have.
+
+    What was carted and not bought is what is bought next; what was bought already is hardly ever bought again in most
+    shops. Where training shows the opposite for a behavior (groceries are bought again and again), the items that have
+    had it come first instead. Within both parts the most recent come first. Without an asked behavior, and for
+    (behavior, item) pairs, it is the plain recency baseline.
+    """
+
+    name = "recency_by_behavior"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again: np.ndarray | None = None
+
+    def fit(self, table: SequenceTable, training_end: np.ndarray | None = None) -> Self:
+        """Learn of each behavior whether repeats mostly fall on items that have had it already, `(num_behaviors,)`."""
+        super().fit(table, training_end)
+        kept = np.flatnonzero(training_mask(table, training_end))
+        users = np.repeat(np.arange(table.num_users), table.lengths)[kept]
+        pairs = users * np.int64(table.num_items) + table.items[kept]
+        again = np.zeros(len(table.schema), dtype=np.int64)
+        behaviors = table.behaviors[kept]
+        _, first = np.unique(pairs, return_index=True)
+        repeats = np.ones(len(pairs), dtype=bool)
+        repeats[first] = False
+        for behavior in range(len(table.schema)):
+            asked = np.flatnonzero(behaviors == behavior)
+            _, first = np.unique(pairs[asked], return_index=True)
+            had = np.ones(len(asked), dtype=bool)
+            had[first] = False
+            again[behavior] = 2 * had.sum() - repeats[asked].sum()
+        self.again = again > 0
+        return self
+
+    def recommend(
+        self, table: SequenceTable, cases: EvaluationCases, k: int, behavior: int | np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if behavior is None:
+            return super().recommend(table, cases, k)
+        if self.again is None:
+            raise ValueError("`recommend`: expected a fitted baseline, found none; call `fit(table)` first")
+        longest = max(int((cases.history_end - cases.history_start).max(initial=0)), k)
+        positions, scores = _recent_positions(table, cases, longest)
+        items = np.where(positions >= 0, table.items[positions], -1)
+        asked = np.broadcast_to(behavior, len(cases))
+        later = _had(table, cases, asked, items) != self.again[asked][:, None]
+        # Items of the first part keep their scores; those of the second lie below all of them.
+        scores = np.where(later, scores - longest - 1, scores)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(items, order, 1).astype(np.int32), np.take_along_axis(scores, order, 1)
+
+
+def _had(table: SequenceTable, cases: EvaluationCases, asked: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """Which `(num_cases, k)` items have had the behavior asked of their case in its history."""
+    rows, positions = _history(cases)
+    of_asked = table.behaviors[positions] == asked[rows]
+    pairs = rows[of_asked] * np.int64(table.num_items) + table.items[positions[of_asked]]
+    return np.isin(np.arange(len(cases))[:, None] * np.int64(table.num_items) + items, pairs) & (items >= 0)
+
+
+def _history(cases: EvaluationCases) -> tuple[np.ndarray, np.ndarray]:
+    """Case and position of every interaction in the histories, the newest of each case first."""
     lengths = np.maximum(cases.history_end - cases.history_start, 0).astype(np.int64)
     rows = np.repeat(np.arange(len(cases)), lengths)
     age = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 1
-    position = cases.history_end[rows] - age
+    return rows, cases.history_end[rows] - age
+
+
+def _recent_positions(table: SequenceTable, cases: EvaluationCases, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Last position of each of the k most recent distinct items, -1 beyond, and scores; both `(num_cases, k)`."""
+    check_length(k)
+    rows, position = _history(cases)
+    age = cases.history_end[rows] - position
     # Histories run newest first here, so the first copy of an item is its latest interaction.
     pairs = rows * np.int64(table.num_items) + table.items[position]
     latest = np.sort(np.unique(pairs, return_index=True)[1])
@@ -79,4 +146,4 @@ def _recent_positions(table: SequenceTable, cases: EvaluationCases, k: int) -> t
     return positions, scores
 
 
-__all__ = ["RecencyBaseline"]
+__all__ = ["RecencyBaseline", "RecencyByBehaviorBaseline"]

@@ -9,7 +9,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from mbgen_hf.baselines.popularity import PopularityBaseline
-from mbgen_hf.baselines.recency import RecencyBaseline
+from mbgen_hf.baselines.recency import RecencyBaseline, RecencyByBehaviorBaseline
 from mbgen_hf.data.batches import user_tokens
 from mbgen_hf.data.behavior_schema import BehaviorSchema
 from mbgen_hf.data.sequence_table import SequenceTable
@@ -175,7 +175,7 @@ def evaluate_tasks(
     protocol: Protocol = "leave_one_out",
     reduce_histories: ReduceHistories | None = None,
 ) -> dict:
-    """Scores of a model, and of recency and popularity beside it, on the tasks of MBGen section 3.1.
+    """Scores of a model, and of baselines beside it, on the tasks of MBGen section 3.1.
 
     Args:
         recommender: the model on its data.
@@ -184,7 +184,7 @@ def evaluate_tasks(
         ks: cut-offs, ranked over the whole catalog.
         max_users: evaluate a random sample of so many cases per task; all by default.
         seed: of the sample.
-        baselines: whether to score recency and popularity on the same cases.
+        baselines: whether to score recency, recency by behavior and popularity on the same cases.
         progress: whether to show progress bars.
         protocol: `"leave_one_out"` or `"session_wise"`; the latter has no behavior-item task, since nothing orders the
             interactions of a held-out session.
@@ -202,7 +202,8 @@ def evaluate_tasks(
     every = protocol_cases(table, protocol, split, recommender.tokenizer.max_history)
     shown = protocol_cases(table, protocol, split, PAPER_HISTORY[protocol])
     ends = protocol_training_end(table, protocol)
-    fitted = [baseline.fit(table, ends) for baseline in (RecencyBaseline(), PopularityBaseline())] if baselines else []
+    rivals = (RecencyBaseline(), RecencyByBehaviorBaseline(), PopularityBaseline()) if baselines else ()
+    fitted = [rival.fit(table, ends) for rival in rivals]
     report: dict = {}
     for task in tasks:
         chosen = sample(_of_task(every, task, table.schema), max_users, seed)

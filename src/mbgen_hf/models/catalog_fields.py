@@ -39,6 +39,8 @@ def validate_loss_fields(config) -> None:
         raise ValueError(f"`loss_over`: expected 'vocabulary' or 'slot', found {config.loss_over!r}")
     if config.loss_over == "slot" and config.copy_from_history:
         raise ValueError("`loss_over`: expected 'vocabulary' with a copying head, found 'slot'")
+    if config.copy_item_behaviors and not config.copy_from_history:
+        raise ValueError("`copy_item_behaviors`: expected `copy_from_history` beside it, found none")
 
 
 def validate_layers(name: str, layers: Sequence[int], count: int) -> None:

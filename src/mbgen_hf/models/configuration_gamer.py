@@ -44,6 +44,8 @@ class GamerConfig(Qwen3Config):
         copy_from_history (`bool`): whether items of the history get a probability of their own (a copying head; ours,
             in neither paper).
         copy_dim (`int`): width of the copying head's queries and keys.
+        copy_item_behaviors (`bool`): whether the copying head weighs an interaction also by the behaviors that the
+            user has had with its item in all of the history (ours, too).
         loss_over (`str`): what probabilities are normalised over, in the loss and in generation: the whole
             `"vocabulary"`, as in the papers, or the ids that the `"slot"` of the next token can hold, which is what
             decoding chooses from.
@@ -87,6 +89,7 @@ class GamerConfig(Qwen3Config):
     loss_over: str = "vocabulary"
     copy_from_history: bool = False
     copy_dim: int = 64
+    copy_item_behaviors: bool = False
 
     def __post_init__(self, **kwargs):
         complete_catalog_fields(self)

@@ -38,6 +38,8 @@ class MBGenConfig(SwitchTransformersConfig):
         copy_from_history (`bool`): whether items of the history get a probability of their own (a copying head; ours,
             in neither paper).
         copy_dim (`int`): width of the copying head's queries and keys.
+        copy_item_behaviors (`bool`): whether the copying head weighs an interaction also by the behaviors that the
+            user has had with its item in all of the history (ours, too).
         causal_encoder (`bool`): whether the encoder reads from the past to the future only, so that one pass over a
             user's interactions serves the prediction of each of them. Histories then are `[BOS, user?, interactions]`,
             without EOS, and relative positions one-directional. The paper's encoder reads in both directions.
@@ -84,6 +86,7 @@ class MBGenConfig(SwitchTransformersConfig):
     loss_over: str = "vocabulary"
     copy_from_history: bool = False
     copy_dim: int = 64
+    copy_item_behaviors: bool = False
 
     def __post_init__(self, **kwargs):
         if self.num_decoder_layers is None:

@@ -11,10 +11,12 @@ codes is the same mixture of the two probabilities of the prefix, so beam search
 ordinary autoregressive distribution.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from .token_space import BEHAVIOR_SLOT, TokenSpace
@@ -32,11 +34,13 @@ class Interactions:
         last: `(batch_size, n)` column of each interaction's last code.
         whole: `(batch_size, n)` which places of the grid hold an interaction.
         codes: `(batch_size, n, m)` token ids of its item; -1 where there is none.
+        behaviors: `(batch_size, n)` class label of its behavior; -1 where there is none.
     """
 
     last: torch.LongTensor
     whole: torch.Tensor
     codes: torch.LongTensor
+    behaviors: torch.LongTensor
 
     @classmethod
     def of(cls, ids: torch.LongTensor, space: TokenSpace) -> "Interactions":
@@ -49,12 +53,14 @@ class Interactions:
         whole = ends.gather(1, last)
         columns = last[..., None] + torch.arange(1 - levels, 1, device=ids.device)
         codes = ids.gather(1, columns.clamp(min=0).flatten(1)).view(columns.shape)
-        return cls(last, whole, codes.masked_fill(~whole[..., None], -1))
+        behaviors = ids.gather(1, (last - levels).clamp(min=0)) - space.behavior_offset
+        return cls(last, whole, codes.masked_fill(~whole[..., None], -1), behaviors.masked_fill(~whole, -1))
 
     def repeated(self, rows: int) -> "Interactions":
         """Each row as often as gives so many rows."""
         times = rows // len(self.last)
-        return Interactions(*(part.repeat_interleave(times, dim=0) for part in (self.last, self.whole, self.codes)))
+        parts = self.last, self.whole, self.codes, self.behaviors
+        return Interactions(*(part.repeat_interleave(times, dim=0) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -91,14 +97,25 @@ class HistoryCopying(nn.Module):
     Args:
         hidden_size: width of the hidden states.
         copy_dim: width of queries and keys.
+        num_behaviors: number of behaviors, where attention to an interaction also depends on all that has happened
+            with its item by the time of the query (a view that a cart and a purchase followed is hardly worth
+            copying, and its own hidden state can not know of them); 0 for none of that.
     """
 
-    def __init__(self, hidden_size: int, copy_dim: int):
+    def __init__(self, hidden_size: int, copy_dim: int, num_behaviors: int = 0):
         super().__init__()
         self.query = nn.Linear(hidden_size, copy_dim)
         self.key = nn.Linear(hidden_size, copy_dim)
         self.gate = nn.Linear(hidden_size, 1)
         self.distance_bias = nn.Parameter(torch.zeros(NUM_DISTANCES))
+        self.happened_bias = nn.Linear(hidden_size, num_behaviors) if num_behaviors else None
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig, hidden_size: int) -> "HistoryCopying | None":
+        """The head a configuration asks for, if any."""
+        if not config.copy_from_history:
+            return None
+        return cls(hidden_size, config.copy_dim, len(config.behaviors) if config.copy_item_behaviors else 0)
 
     def reset_parameters(self) -> None:
         """Initialise through the guarded functions of transformers, which leave loaded weights alone."""
@@ -107,9 +124,17 @@ class HistoryCopying(nn.Module):
             init.normal_(linear.weight, mean=0.0, std=linear.in_features**-0.5)
             init.zeros_(linear.bias)
         init.zeros_(self.distance_bias)
+        if self.happened_bias is not None:
+            init.zeros_(self.happened_bias.weight)
+            init.zeros_(self.happened_bias.bias)
 
     def forward(
-        self, query_states: torch.Tensor, key_states: torch.Tensor, distance: torch.Tensor, visible: torch.Tensor
+        self,
+        query_states: torch.Tensor,
+        key_states: torch.Tensor,
+        distance: torch.Tensor,
+        visible: torch.Tensor,
+        history: Interactions,
     ) -> CopyChoice:
         """
         Args:
@@ -117,10 +142,15 @@ class HistoryCopying(nn.Module):
             key_states: `(batch_size, n, hidden_size)` at the last codes of the history's interactions.
             distance: `(batch_size, queries, n)` how many interactions ago, from 1.
             visible: `(batch_size, queries, n)` bool, which interactions may be copied.
+            history: the interactions themselves.
         """
         queries, keys = self.query(query_states), self.key(key_states)
         scores = precise(queries @ keys.transpose(-1, -2)) * queries.shape[-1] ** -0.5
         scores = scores + self.distance_bias[distance_bucket(distance)]
+        if self.happened_bias is not None:
+            weights = precise(self.happened_bias(query_states))
+            for behavior, happened in enumerate(happened_with_items(history, visible, weights.shape[-1])):
+                scores = scores + weights[..., behavior, None] * happened
         any_visible = visible.any(-1)
         scores = scores.masked_fill(~visible, -torch.inf)
         log_weights = scores - masked_logsumexp(scores)[..., None].masked_fill(~any_visible[..., None], 0.0)
@@ -156,7 +186,7 @@ class HistoryCopying(nn.Module):
             visible = visible & (_at(sequence_ids, columns)[..., None] == _at(sequence_ids, history.last)[:, None])
         if session_ids is not None:
             visible = visible & (_at(session_ids, columns)[..., None] > _at(session_ids, history.last)[:, None])
-        return self(_at(states, columns), _at(states, history.last), distance, visible)
+        return self(_at(states, columns), _at(states, history.last), distance, visible, history)
 
     def from_encoder(
         self,
@@ -178,7 +208,7 @@ class HistoryCopying(nn.Module):
             visible = visible & (history.last[:, None] < history_lengths[..., None])
         place = torch.arange(history.last.shape[1], device=states.device)
         distance = visible.sum(-1, keepdim=True) - place
-        return self(queries, _at(states, history.last), distance, visible)
+        return self(queries, _at(states, history.last), distance, visible, history)
 
 
 def _at(values: torch.Tensor, columns: torch.LongTensor) -> torch.Tensor:
@@ -186,6 +216,23 @@ def _at(values: torch.Tensor, columns: torch.LongTensor) -> torch.Tensor:
     if values.ndim == 2:
         return values.gather(1, columns)
     return values.gather(1, columns[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def happened_with_items(history: Interactions, visible: torch.Tensor, num_behaviors: int) -> Iterator[torch.Tensor]:
+    """For each behavior, which interactions have an item that a visible interaction of the behavior has as well.
+
+    Args:
+        history: the interactions.
+        visible: `(batch_size, queries, n)` bool, which of them each query sees.
+        num_behaviors: number of behaviors.
+
+    Yields:
+        `(batch_size, queries, n)` bool.
+    """
+    same = same_item(history.codes, history.codes).float()
+    for behavior in range(num_behaviors):
+        seen = visible & (history.behaviors == behavior)[:, None]
+        yield seen.float() @ same > 0
 
 
 def distance_bucket(distance: torch.Tensor) -> torch.Tensor:
@@ -300,6 +347,7 @@ __all__ = [
     "CopyChoice",
     "HistoryCopying",
     "Interactions",
+    "happened_with_items",
     "likelihood_gain",
     "mix",
     "mixed_log_probs",

@@ -408,7 +408,7 @@ class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3Fo
         self.model = GamerModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.copying = HistoryCopying(config.hidden_size, config.copy_dim) if config.copy_from_history else None
+        self.copying = HistoryCopying.of(config, config.hidden_size)
         self._register_catalog()
         self.post_init()
 

@@ -333,7 +333,7 @@ class MBGenForConditionalGeneration(
         decoder_config.num_layers = config.num_decoder_layers
         self.decoder = MBGenStack(decoder_config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.copying = HistoryCopying(config.d_model, config.copy_dim) if config.copy_from_history else None
+        self.copying = HistoryCopying.of(config, config.d_model)
         self._register_catalog()
         self.post_init()
 
