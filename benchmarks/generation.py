@@ -265,8 +265,8 @@ def main(arguments=None) -> list[dict]:
             (f"{row['compiled_seconds']:9.3f}s", f"{row['compiled_ratio']:9.1f}x") if args.compile else ("-", "-")
         )
         print(
-            f"{row['model']:8}{row['users']:6}{row['history']:9}{row['beams']:7}{row['seconds']:9.3f}s{compiled[0]:>10}"
-            f"{row['reading_the_history_seconds']:13.3f}s{row['rival_seconds']:8.2f}s{row['ratio']:7.1f}x"
+            f"{row['model']:8}{row['users']:6}{row['history']:9}{row['beams']:7}{row['seconds']:9.3f}s"
+            f"{compiled[0]:>10}{row['reading_the_history_seconds']:13.3f}s{row['rival_seconds']:8.2f}s{row['ratio']:7.1f}x"
             f"{compiled[1]:>10}{row['operations_floor_seconds']:11.3f}s{row['bytes_floor_seconds']:8.3f}s"
         )
         print(
