@@ -22,7 +22,10 @@ from mbgen_hf.data.timestamps import TimestampFormat
 
 MERGED_AT_ONCE = 1 << 20
 """Groups of batches that are merged together, at least."""
+TALLIED_AT_ONCE = 1 << 20
+"""Rows."""
 TALLY_KEYS = ("reason", "behavior", "day")
+MERGED_TALLY = [pl.col("rows").sum(), pl.col("first_row", "first_time").min(), pl.col("last_time").max()]
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,19 @@ def tally(frame: pl.DataFrame, first_row: int = 0) -> pl.DataFrame:
     Returns:
         For each group also its first row number, its earliest and its latest time.
     """
-    keys = [key for key in TALLY_KEYS if key in frame.columns]
     time = pl.col("timestamp")
-    groups = frame.with_row_index("row", first_row).group_by(keys)
-    return groups.agg(
-        pl.len().cast(pl.Int64).alias("rows"),
-        pl.col("row").min().cast(pl.Int64).alias("first_row"),
-        time.min().alias("first_time"),
-        time.max().alias("last_time"),
-    )
+    groups = _Groups([key for key in TALLY_KEYS if key in frame.columns], MERGED_TALLY)
+    for start in range(0, max(frame.height, 1), TALLIED_AT_ONCE):  # grouping all at once takes several copies
+        part = frame.slice(start, TALLIED_AT_ONCE).with_row_index("row", first_row + start).group_by(groups.keys)
+        groups.add(
+            part.agg(
+                pl.len().cast(pl.Int64).alias("rows"),
+                pl.col("row").min().cast(pl.Int64).alias("first_row"),
+                time.min().alias("first_time"),
+                time.max().alias("last_time"),
+            )
+        )
+    return groups.merged()
 
 
 def survey(
@@ -75,10 +82,7 @@ def survey(
     if window is not None:
         dated = ["day"]
         rows = rows.with_columns(local_day(pl.col("timestamp"), window.timezone).alias("day"))
-    counts = _Groups(
-        ["reason", "behavior", *dated],
-        [pl.col("rows").sum(), pl.col("first_row", "first_time").min(), pl.col("last_time").max()],
-    )
+    counts = _Groups(["reason", "behavior", *dated], MERGED_TALLY)
     ids = {role: _Groups([role], [pl.col(name).max() for name in dated]) for role in ("user_id", "item_id")}
     height = 0
     for batch in file.batches(rows):
@@ -165,7 +169,7 @@ class _Groups:
     """Groups of batches, merged whenever as many have come in as there are: time stays linear in what comes in."""
 
     def __init__(self, keys: list[str], merge: list[pl.Expr]):
-        self._keys, self._merge = keys, merge
+        self.keys, self._merge = keys, merge
         self._parts: list[pl.DataFrame] = []
         self._pending, self._limit = 0, MERGED_AT_ONCE
 
@@ -177,7 +181,7 @@ class _Groups:
 
     def merged(self) -> pl.DataFrame:
         if len(self._parts) > 1:
-            self._parts = [pl.concat(self._parts).group_by(self._keys).agg(self._merge)]
+            self._parts = [pl.concat(self._parts).group_by(self.keys).agg(self._merge)]
         self._pending = 0
         return self._parts[0]
 
