@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 
+DATA_HELP = "folder of `mbgen prepare` or `mbgen push-dataset`, or owner/name on the Hub"
 READING = {
     "columns": "columns",
     "behaviors": "behaviors",
@@ -159,6 +160,16 @@ def _run_push_dataset(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that reads what `load_table` reads."""
+    parser.add_argument("--config", metavar="NAME", help="of published data that has several: sequential or session")
+
+
+def shown_config(args: argparse.Namespace) -> str:
+    """The option as it follows the data in a command that is proposed."""
+    return "" if args.config is None else f" --config {args.config}"
+
+
 def comma_list(text: str) -> list[str]:
     """Values separated by commas, none of them empty."""
     values = text.split(",")
@@ -209,4 +220,12 @@ def _fraction(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"expected a share such as 0.25, or none, found {text!r}") from error
 
 
-__all__ = ["add_prepare", "add_push_dataset", "add_statistics", "comma_list"]
+__all__ = [
+    "DATA_HELP",
+    "add_config",
+    "add_prepare",
+    "add_push_dataset",
+    "add_statistics",
+    "comma_list",
+    "shown_config",
+]
