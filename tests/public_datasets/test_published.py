@@ -170,6 +170,10 @@ def test_commands_take_prepared_and_published_data(shop, tmp_path: Path, capsys)
         ([str(root / "session"), "--config", "session"], "`config`: expected with published data only"),
         ([str(tmp_path / "empty")], "expected a folder that `mbgen prepare` or `mbgen push-dataset` wrote, or owner"),
         ([str(tmp_path / "none")], "found no such folder"),
+        (
+            ["me/nothing"],
+            "me/nothing: expected a folder that `mbgen prepare` or `mbgen push-dataset` wrote, or owner/",
+        ),
     ):
         assert main(["fit-ids", *words, "--method", "chunked", "--output", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err

@@ -54,14 +54,19 @@ def load_table(source: str | Path, config: str | None = None) -> SequenceTable:
 
     Raises:
         ValueError: it is none of these, or what `load_published` raises.
+        OSError: no such folder, and the Hub can not be reached or has no such dataset.
     """
     folder = Path(source)
-    published = all((folder / name).exists() for name in PUBLISHED_FILES)
-    if published or not folder.exists() and REPOSITORY.fullmatch(str(source)):
+    expected = "a folder that `mbgen prepare` or `mbgen push-dataset` wrote, or owner/name on the Hub"
+    if all((folder / name).exists() for name in PUBLISHED_FILES):
         return load_published(source, config)
+    if not folder.exists() and REPOSITORY.fullmatch(str(source)):
+        try:
+            return load_published(source, config)
+        except OSError as error:
+            raise OSError(f"{source}: expected {expected}, found no such folder, and: {error}") from error
     if not (folder / SCHEMA_FILE).is_file():
-        expected = "a folder that `mbgen prepare` or `mbgen push-dataset` wrote, or owner/name on the Hub"
-        found = f"no {SCHEMA_FILE} in it" if folder.is_dir() else "no such folder"
+        found = f"no {SCHEMA_FILE} in it" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
         raise ValueError(f"{source}: expected {expected}, found {found}")
     if config is not None:
         raise ValueError(f"`config`: expected with published data only, found {config!r} with the prepared {source}")
