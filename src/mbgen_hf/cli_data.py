@@ -114,6 +114,8 @@ def _run_prepare(args: argparse.Namespace) -> int:
     else:
         _, report = prepare(args.files, args.output, **reading, **options)
     print(format_report(report))
+    model = " --model gamer --set data.protocol=session_wise" if report.get("sessions") else ""
+    print(f"prepared folder: {args.output}\nnext: mbgen train {args.output}{model} --output FOLDER")
     return 0
 
 
@@ -154,7 +156,9 @@ def _run_push_dataset(args: argparse.Namespace) -> int:
     for file in files:
         print(f"{(Path(args.output) / file).stat().st_size:>14,}  {file}")
     if args.dry_run:
-        print(f"nothing uploaded; look at it with load_dataset({str(args.output)!r})")
+        print(
+            f"nothing uploaded; look at it with load_dataset({str(args.output)!r}) or train on it, as on the original"
+        )
     else:
         print(push_dataset(args.output, args.repo_id, args.private, args.message))
     return 0

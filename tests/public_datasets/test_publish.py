@@ -127,6 +127,8 @@ def test_hostile_requests_end_in_one_line(shops, raw_folder, tmp_path: Path, cap
         ([shops["session"], tmp_path / "retail"], "`prepared`: expected folders of one log"),
         ([shops["session"], "--output", tmp_path / "full", "--overwrite"], "found also ['thesis.tex']"),
     ):
+        assert main(["push-dataset", "shop", str(shops["session"]), "--output", str(out), "--dry-run"]) == 2
+        assert "`repo_id`: expected owner/name, found 'shop'" in capsys.readouterr().err and not out.exists()
         command = ["push-dataset", "me/x", *map(str, words), *([] if "--output" in words else ["--output", str(out)])]
         assert main([*command, "--dry-run"]) == 2
         error = capsys.readouterr().err

@@ -186,10 +186,16 @@ def test_commands_take_prepared_and_published_data(shop, tmp_path: Path, capsys)
         load_table(root / "other")
 
 
+@pytest.mark.parametrize("shop", [False], ids=["integers"], indirect=True)
 def test_training_on_it_is_training_on_the_original(shop, tmp_path: Path) -> None:
     root, _ = shop
     options = ["--model", "gamer", "--max-steps", "2", "--cpu", "--seed", "1"]
-    small = ["model.hidden_size=16", "model.num_hidden_layers=1", "model.intermediate_size=16"]
+    small = [
+        "data.protocol=session_wise",
+        "model.hidden_size=16",
+        "model.num_hidden_layers=1",
+        "model.intermediate_size=16",
+    ]
     options += [word for change in small for word in ("--set", change)]
     for name, data in (("a", [str(root / "session")]), ("b", [str(root / "published"), "--config", "session"])):
         assert main(["train", *data, *options, "--output", str(tmp_path / name)]) == 0

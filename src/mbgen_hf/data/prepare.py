@@ -97,7 +97,18 @@ class PreparationRules:
         if selected is None and self.sample_users is not None:
             table, step = sample_users(table, self.sample_users, self.sample_seed)
             steps.append(step)
-        table, filtered = filter_table(
+        try:
+            table, filtered, cut = self._filter(table)
+        except ValueError as error:
+            if not steps:
+                raise
+            kept = ", ".join(f"{step.rows_after} of {step.rows_before} rows by {step.name}" for step in steps)
+            raise ValueError(f"{error}; kept before that: {kept}") from error
+        return table, steps + filtered, cut
+
+    def _filter(self, table: SequenceTable) -> tuple[SequenceTable, list[FilterStep], dict[str, Any] | None]:
+        """What follows the selection."""
+        table, steps = filter_table(
             table,
             self.min_item_count,
             self.min_user_interactions,
@@ -105,7 +116,6 @@ class PreparationRules:
             self.iterative,
             self.sessions,
         )
-        steps += filtered
         cut = None
         if self.sessions is not None:
             minimum = MINIMUM_SESSIONS if self.min_sessions is None else self.min_sessions

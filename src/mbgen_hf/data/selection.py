@@ -111,7 +111,7 @@ class UserSample:
         kept = np.frombuffer(digests, dtype=">u8") / 2.0**64 < self.fraction
         if not kept.any():
             expected = "`sample_users`: expected users to be left"
-            raise ValueError(f"{expected}, found none of {len(kept)} at {self.fraction}")
+            raise ValueError(f"{expected}, found none of {len(kept)} at {self.fraction}; None keeps all users")
         return kept
 
     def describe(self) -> str:

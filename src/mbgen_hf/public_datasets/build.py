@@ -22,6 +22,7 @@ from mbgen_hf.public_datasets.session_json import read_session_json
 
 
 COMPRESSED = ("", ".gz", ".zst")
+ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz")
 
 
 @dataclass(frozen=True)
@@ -169,11 +170,22 @@ def _missing(
             f"{' and no '.join(missing)}; get it from {begun.source} and put it into this folder"
         )
     choices = " or ".join(f"{', '.join(form.files)} from {form.source}" for form in forms)
-    what = "no such folder" if not folder.is_dir() else "none of them"
     return ValueError(
-        f"{folder}: expected the raw files of {dataset.name}, found {what}; get {choices}; "
+        f"{folder}: expected the raw files of {dataset.name}, found {_contents(folder)}; get {choices}; "
         "put the files, text plain or as .gz or .zst, into this folder"
     )
+
+
+def _contents(folder: Path) -> str:
+    """What there is instead of the raw files, for an error."""
+    if not folder.is_dir():
+        return "a file" if folder.exists() else "no such folder"
+    entries = sorted(folder.iterdir())
+    if not entries:
+        return "none of them, the folder is empty"
+    names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries]
+    unpack = " (unpack the archive)" if any(name.lower().endswith(ARCHIVES) for name in names) else ""
+    return f"none of them but {listed(names, 5)}{unpack}"
 
 
 __all__ = ["RawFiles", "build_dataset", "dataset_rules", "find_raw_files", "read_raw_log"]

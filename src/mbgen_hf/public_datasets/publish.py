@@ -1,6 +1,7 @@
 """Prepared folders to a dataset repository: Parquet shards and a card that plain `load_dataset` reads."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mbgen_hf.public_datasets.splits import CONFIG_PROTOCOLS, SPLITS, split_tabl
 SHARD_INTERACTIONS = 8_000_000
 """About 100 MB of Parquet."""
 PUBLISHED_FILES = ("README.md", "data")
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 CATALOG_SUFFIX, BEHAVIORS_SUFFIX = "_catalog", "_behaviors"
 """What follows the name of a config in those of its catalog and of its behaviors."""
 BEHAVIORS_FILE = "behaviors.parquet"
@@ -52,8 +54,10 @@ def write_published_folder(
         The files, relative to `output`.
 
     Raises:
-        ValueError: not a prepared folder, two for one config or of different logs, or a bad output folder.
+        ValueError: not a prepared folder, two for one config or of different logs, or a bad name or output folder.
     """
+    if not REPOSITORY.fullmatch(repo_id):
+        raise ValueError(f"`repo_id`: expected owner/name, found {repo_id!r}")
     folder = check_output_folder(output, overwrite, PUBLISHED_FILES)
     by_config = _by_config(prepared)
     datasets = {config: _dataset(source) for config, source in by_config.items()}
@@ -155,4 +159,11 @@ def _write_shard(folder: Path, split: str, number: int, rows: list[pa.Table]) ->
     return path
 
 
-__all__ = ["BEHAVIORS_SUFFIX", "CATALOG_SUFFIX", "PUBLISHED_FILES", "push_dataset", "write_published_folder"]
+__all__ = [
+    "BEHAVIORS_SUFFIX",
+    "CATALOG_SUFFIX",
+    "PUBLISHED_FILES",
+    "REPOSITORY",
+    "push_dataset",
+    "write_published_folder",
+]

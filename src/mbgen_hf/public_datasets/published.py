@@ -1,16 +1,12 @@
 """What `mbgen push-dataset` published, from a folder or the Hub, back to the sequence table it was made from."""
 
-import re
 from pathlib import Path
 
 from datasets import get_dataset_config_names, load_dataset
 
 from mbgen_hf.data.sequence_table import SCHEMA_FILE, SequenceTable
 from mbgen_hf.hub_errors import hub_errors
-from mbgen_hf.public_datasets.publish import BEHAVIORS_SUFFIX, CATALOG_SUFFIX, PUBLISHED_FILES
-
-
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+from mbgen_hf.public_datasets.publish import BEHAVIORS_SUFFIX, CATALOG_SUFFIX, PUBLISHED_FILES, REPOSITORY
 
 
 def load_published(source: str | Path, config: str | None = None) -> SequenceTable:
