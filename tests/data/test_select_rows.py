@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from mbgen_hf.data import log_file, select_rows
+from mbgen_hf.data import batch_groups, log_file
 from mbgen_hf.data.prepare import PreparationRules, prepare
 from mbgen_hf.data.read_log import read_interaction_log
 from mbgen_hf.data.sequence_table import SequenceTable
@@ -107,7 +107,7 @@ LOGS = {
 
 @pytest.fixture(autouse=True)
 def many_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select_rows, "MERGED_AT_ONCE", 100)
+    monkeypatch.setattr(batch_groups, "MERGED_AT_ONCE", 100)
     monkeypatch.setattr(log_file, "PARQUET_BATCH_ROWS", 300)
     monkeypatch.setattr(log_file, "BATCH_ROWS", 400)
 

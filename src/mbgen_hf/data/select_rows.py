@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from mbgen_hf.data.batch_groups import Groups, LastDays
 from mbgen_hf.data.behavior_values import BehaviorValues
 from mbgen_hf.data.distinct_ids import count_distinct
 from mbgen_hf.data.filters import FilterStep
@@ -20,8 +21,6 @@ from mbgen_hf.data.sessions import local_day
 from mbgen_hf.data.timestamps import TimestampFormat
 
 
-MERGED_AT_ONCE = 1 << 20
-"""Groups of batches that are merged together, at least."""
 TALLIED_AT_ONCE = 1 << 20
 """Rows."""
 TALLY_KEYS = ("reason", "behavior", "day")
@@ -55,7 +54,7 @@ def tally(frame: pl.DataFrame, first_row: int = 0) -> pl.DataFrame:
         For each group also its first row number, its earliest and its latest time.
     """
     time = pl.col("timestamp")
-    groups = _Groups([key for key in TALLY_KEYS if key in frame.columns], MERGED_TALLY)
+    groups = Groups([key for key in TALLY_KEYS if key in frame.columns], MERGED_TALLY)
     for start in range(0, max(frame.height, 1), TALLIED_AT_ONCE):  # grouping all at once takes several copies
         part = frame.slice(start, TALLIED_AT_ONCE).with_row_index("row", first_row + start).group_by(groups.keys)
         groups.add(
@@ -82,8 +81,8 @@ def survey(
     if window is not None:
         dated = ["day"]
         rows = rows.with_columns(local_day(pl.col("timestamp"), window.timezone).alias("day"))
-    counts = _Groups(["reason", "behavior", *dated], MERGED_TALLY)
-    ids = {role: _Groups([role], [pl.col(name).max() for name in dated]) for role in ("user_id", "item_id")}
+    counts = Groups(["reason", "behavior", *dated], MERGED_TALLY)
+    ids = {role: LastDays(role, window is not None) for role in ("user_id", "item_id")}
     height = 0
     for batch in file.batches(rows):
         batch = mark_malformed(file, batch, height)
@@ -92,24 +91,22 @@ def survey(
         good = batch.filter(pl.col("reason") == GOOD).select(*ids, *dated)
         if window is not None and window.first_day is not None:
             good = good.with_columns(pl.when(_in_window(window, window.first(0))).then("day").alias("day"))
-        for role, groups in ids.items():
-            groups.add(good.group_by(role).agg(pl.col(name).max() for name in dated))
+        for distinct in ids.values():
+            distinct.add(good)
         if suspects(batch):
             break
     else:
         check_height(file, height)
-    return Survey(counts.merged(), *(groups.merged() for groups in ids.values()))
+    return Survey(counts.merged(), *(distinct.merged() for distinct in ids.values()))
 
 
 def merged_survey(surveys: Sequence[Survey]) -> Survey:
     """The users and items of several files, and their tallies one below the other."""
-    ids = {}
-    for role, frames in (("user_id", [s.users for s in surveys]), ("item_id", [s.items for s in surveys])):
-        groups = _Groups([role], [pl.col(name).max() for name in frames[0].columns if name != role])
-        for frame in frames:
-            groups.add(frame)
-        ids[role] = groups.merged()
-    return Survey(pl.concat([found.tally for found in surveys]), *ids.values())
+    ids = {role: LastDays(role, "day" in surveys[0].users.columns) for role in ("user_id", "item_id")}
+    for found in surveys:
+        ids["user_id"].add(found.users)
+        ids["item_id"].add(found.items)
+    return Survey(pl.concat([found.tally for found in surveys]), *(distinct.merged() for distinct in ids.values()))
 
 
 def select_rows(
@@ -163,27 +160,6 @@ def select_rows(
         after = (frame.height, users.height, count_distinct(frame["item_id"]))
         steps.append(_step(selection.sample.describe(), sizes, after))
     return frame, steps
-
-
-class _Groups:
-    """Groups of batches, merged whenever as many have come in as there are: time stays linear in what comes in."""
-
-    def __init__(self, keys: list[str], merge: list[pl.Expr]):
-        self.keys, self._merge = keys, merge
-        self._parts: list[pl.DataFrame] = []
-        self._pending, self._limit = 0, MERGED_AT_ONCE
-
-    def add(self, groups: pl.DataFrame) -> None:
-        self._parts.append(groups)
-        self._pending += groups.height
-        if self._pending > self._limit:
-            self._limit = max(MERGED_AT_ONCE, self.merged().height)
-
-    def merged(self) -> pl.DataFrame:
-        if len(self._parts) > 1:
-            self._parts = [pl.concat(self._parts).group_by(self.keys).agg(self._merge)]
-        self._pending = 0
-        return self._parts[0]
 
 
 def _in_window(window: TimeWindow, first: int, day: pl.Expr | None = None) -> pl.Expr:
