@@ -2,13 +2,15 @@
 
     python benchmarks/prepare.py   # 1.2 GB of disk, 3 GB of memory
     python benchmarks/prepare.py --sizes 100000,1000000 --rival 100000
+    python benchmarks/prepare.py --sizes 30000000 --sample 0.1   # besides, a tenth of the users
 
 Each size runs in a process of its own on a generated log of MBGen's form (user, item, behavior, time; as many rows for
 each user and item as IJCAI has). The rows are in order of time over all users, so that grouping has to sort them;
 `--order user` writes them grouped as some releases are. Timed is reading and checking the text, grouping, filtering as
 MBGen does and cutting the leave-one-out splits; `saved` adds writing the prepared folder. Memory is the peak of the
 process above what it holds after its imports, as a multiple of the columns (two ids and a time of 8 bytes, a label of
-1). The rival does the same steps as a pandas user would write them and must come to the same numbers.
+1). The rival does the same steps as a pandas user would write them and must come to the same numbers. With `--sample`
+the same log is also read for a share of its users and must come to the rows of reading it whole and sampling after.
 """
 
 import argparse
@@ -61,18 +63,22 @@ def write_log(path: Path, rows: int, order: str, seed: int = 0) -> None:
             frame.write_csv(file, include_header=False, separator="\t")
 
 
-def ours(path: Path) -> dict:
-    """Raw text to splits with this package."""
+def ours(path: Path, share: float | None = None, while_reading: bool = True) -> dict:
+    """Raw text to splits with this package, maybe of a share of the users."""
     from mbgen_hf.data.filters import filter_table
     from mbgen_hf.data.read_log import read_interaction_log
+    from mbgen_hf.data.selection import Selection, UserSample, sample_users
     from mbgen_hf.data.sequence_table import SequenceTable
     from mbgen_hf.evaluation.protocols import leave_one_out_cases, training_end
 
     memory = PeakMemory()
     started = time.perf_counter()
-    log = read_interaction_log(path, COLUMNS, BEHAVIORS, has_header=False)
+    selection = Selection(sample=UserSample(share)) if share and while_reading else None
+    log = read_interaction_log(path, COLUMNS, BEHAVIORS, has_header=False, selection=selection)
     table, schema = SequenceTable.from_log(log.frame, log.schema), log.schema
     del log
+    if share and not while_reading:
+        table, _ = sample_users(table, share)
     table, _ = filter_table(table)
     ends = training_end(table)
     cases = [leave_one_out_cases(table, split) for split in ("validation", "test")]
@@ -134,9 +140,9 @@ class PeakMemory:
         return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
 
 
-def in_new_process(side: str, path: Path, threads: int) -> dict:
+def in_new_process(side: str, path: Path, threads: int, share: float | None = None) -> dict:
     environment = os.environ | {"POLARS_MAX_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, __file__, "--side", side, "--file", str(path)]
+    command = [sys.executable, __file__, "--side", side, "--file", str(path), "--sample", str(share or 0)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -144,11 +150,17 @@ def in_new_process(side: str, path: Path, threads: int) -> dict:
 
 
 def line(rows: int, name: str, found: dict) -> str:
-    text = f"{rows:>11,}  {name:<7}{found['seconds']:>8.2f} s{rows / found['seconds'] / 1e6:>8.2f} M/s"
+    text = f"{rows:>11,}  {name:<14}{found['seconds']:>8.2f} s{rows / found['seconds'] / 1e6:>8.2f} M/s"
     text += f"{found['peak'] / rows / COLUMN_BYTES:>8.2f} x columns ({found['peak'] / 2**20:,.0f} MB)"
     if "saving" in found:
         text += f"; saved {rows / (found['seconds'] + found['saving']) / 1e6:.2f} M/s"
     return text
+
+
+def check_same(name: str, ours: dict, other: dict) -> None:
+    for count in ("rows", "users", "items", "checksum"):
+        if ours[count] != other[count]:
+            raise RuntimeError(f"{count}: ours {ours[count]}, {name} {other[count]}")
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -157,11 +169,15 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--rival", type=int, default=1_000_000, help="rows of the comparison with pandas")
     parser.add_argument("--order", choices=("time", "user"), default="time")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--side", choices=("ours", "rival"), help=argparse.SUPPRESS)
+    parser.add_argument("--sample", type=float, default=0.0, help="read each log for this share of its users too")
+    parser.add_argument("--side", choices=("ours", "rival", "after"), help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.side:
-        found = {"ours": ours, "rival": rival}[args.side](args.file)
+        if args.side == "rival":
+            found = rival(args.file)
+        else:
+            found = ours(args.file, args.sample or None, while_reading=args.side == "ours")
         print(json.dumps(found))
         return found
     measured: dict = {}
@@ -171,16 +187,23 @@ def main(argv: list[str] | None = None) -> dict:
             write_log(path, rows, args.order)
             measured[rows] = in_new_process("ours", path, args.threads)
             print(line(rows, "ours", measured[rows]), flush=True)
+            if args.sample:
+                after = in_new_process("after", path, args.threads, args.sample)
+                print(line(rows, "sampled after", after), flush=True)
+                measured[f"sample of {rows}"] = sampled = in_new_process("ours", path, args.threads, args.sample)
+                print(line(rows, "sampled", sampled), flush=True)
+                check_same("sampled after", sampled, after)
+                print(
+                    f"{'':13}the same rows, users and items; {after['peak'] / sampled['peak']:.1f} times less memory"
+                )
             if rows == args.rival:
                 other = in_new_process("rival", path, args.threads)
                 print(line(rows, "pandas", other), flush=True)
-                for name in ("rows", "users", "items", "checksum"):
-                    if measured[rows][name] != other[name]:
-                        raise RuntimeError(f"{name}: ours {measured[rows][name]}, pandas {other[name]}")
+                check_same("pandas", measured[rows], other)
                 ratio = other["seconds"] / measured[rows]["seconds"]
                 print(f"{'':13}the same rows, users and items; {ratio:.1f} times as fast as pandas groupby-apply")
             path.unlink()
-    largest = max(measured)
+    largest = max(rows for rows in measured if isinstance(rows, int))
     rate = largest / measured[largest]["seconds"]
     memory = measured[largest]["peak"] / largest / COLUMN_BYTES
     print(f"at {largest:,} rows: {rate / 1e6:.2f} M interactions/s (goal {TARGET_RATE / 1e6:.0f}), ", end="")

@@ -153,3 +153,6 @@ def test_both_sides_of_the_data_benchmark_do_the_same(tmp_path, order):
     for name in ("rows", "users", "items", "checksum"):
         assert ours[name] == rival[name] > 0
     assert 0 < ours["rows"] < 20_000 and ours["peak"] > 0 and ours["seconds"] > 0
+    sampled, after = (prepare.ours(tmp_path / "log.txt", 0.3, while_reading) for while_reading in (True, False))
+    prepare.check_same("after", sampled, after)
+    assert 0 < sampled["rows"] < ours["rows"] / 2

@@ -205,9 +205,9 @@ def test_push_uploads_the_checkpoint_without_training_states(shop, tmp_path):
 HOSTILE = {
     "train on nothing": (
         "train {root}/nothing --output {new}",
-        "expected a prepared folder holding sequences.parquet",
+        "expected a folder that `mbgen prepare` or `mbgen push-dataset` wrote, or owner/name on the Hub, found no",
     ),
-    "train on a file": ("train {root}/log.csv --output {new}", "expected a prepared folder"),
+    "train on a file": ("train {root}/log.csv --output {new}", "or owner/name on the Hub, found a file"),
     "unknown preset": ("train {root}/data --output {new} --preset huge", "`preset`: expected one of"),
     "unknown section": ("train {root}/data --output {new} --set modle.d_model=8", "expected SECTION.NAME"),
     "no value": ("train {root}/data --output {new} --set model.d_model", "expected SECTION.NAME=VALUE"),

@@ -65,7 +65,7 @@ def test_ids_of_a_real_log_train_a_model(data_dir, tmp_path, capsys):
 
 
 HOSTILE = {
-    "no data": ("fit-ids {data}/none --output {new}", "expected a prepared folder holding sequences.parquet"),
+    "no data": ("fit-ids {data}/none --output {new}", "expected a folder that `mbgen prepare` or"),
     "unknown method": ("fit-ids {data} --output {new} --method kmeans", "invalid choice"),
     "sizes of letters": ("fit-ids {data} --output {new} --code-sizes a,b", "expected positive integers"),
     "too many sizes": (

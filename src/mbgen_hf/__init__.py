@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mbgen_hf.item_ids.fitted_ids import ItemIds
     from mbgen_hf.learned_features import fit_ids
     from mbgen_hf.public_datasets.build import build_dataset
+    from mbgen_hf.public_datasets.published import load_published
     from mbgen_hf.recommendation import recommend
     from mbgen_hf.simulation import simulate_shop
     from mbgen_hf.training.checkpoint import load_checkpoint, push_checkpoint, save_checkpoint
@@ -65,6 +66,7 @@ _ON_FIRST_USE = {
     "fit_ids": "learned_features",
     "fit_item_ids": "item_ids.fit",
     "load_checkpoint": "training.checkpoint",
+    "load_published": "public_datasets.published",
     "load_settings": "training.settings",
     "prepare": "data.prepare",
     "push_checkpoint": "training.checkpoint",
@@ -110,6 +112,7 @@ __all__ = [
     "fit_ids",
     "fit_item_ids",
     "load_checkpoint",
+    "load_published",
     "load_settings",
     "prepare",
     "push_checkpoint",

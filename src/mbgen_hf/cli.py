@@ -8,7 +8,15 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from mbgen_hf.cli_data import add_prepare, add_push_dataset, add_statistics, comma_list
+from mbgen_hf.cli_data import (
+    DATA_HELP,
+    add_config,
+    add_prepare,
+    add_push_dataset,
+    add_statistics,
+    comma_list,
+    shown_config,
+)
 from mbgen_hf.cli_fit_ids import add_fit_ids
 from mbgen_hf.version import __version__
 
@@ -59,7 +67,8 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         description="Train MBGen or GAMER on a prepared folder, alone or under `accelerate launch`.")  # fmt: skip
     parser.set_defaults(run=_run_train)
     add = parser.add_argument
-    add("data", metavar="PREPARED", help="folder written by `mbgen prepare`")
+    add("data", metavar="PREPARED", help=DATA_HELP)
+    add_config(parser)
     add("--output", required=True, metavar="FOLDER", help="checkpoint folder to write")
     add("--model", choices=("mbgen", "gamer"), help="short for --preset MODEL-small (default: mbgen)")
     add("--preset", metavar="NAME", help="MODEL-small (default), MODEL-paper or MODEL-official")
@@ -86,7 +95,7 @@ _SHORT_SETTINGS = (
 def _run_train(args: argparse.Namespace) -> int:
     from accelerate import PartialState
 
-    from mbgen_hf.data.sequence_table import SequenceTable
+    from mbgen_hf.public_datasets.published import load_table
     from mbgen_hf.training.settings import load_settings, parse_change
     from mbgen_hf.training.train import train_model
 
@@ -104,10 +113,10 @@ def _run_train(args: argparse.Namespace) -> int:
     settings = load_settings(args.preset or f"{args.model or 'mbgen'}-small", changes)
     if args.model not in (None, settings["architecture"]):
         raise ValueError(f"`--preset`: expected a preset of {args.model}, found {args.preset!r}")
-    table = SequenceTable.load(args.data)
+    table = load_table(args.data, args.config)
     train_model(table, settings, args.output, args.seed, args.resume, args.overwrite)
     if PartialState().is_main_process:
-        print(f"checkpoint: {args.output}\nnext: mbgen evaluate {args.output} --data {args.data}")
+        print(f"checkpoint: {args.output}\nnext: mbgen evaluate {args.output} --data {args.data}{shown_config(args)}")
     return 0
 
 
@@ -118,7 +127,8 @@ def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_run_evaluate)
     add = parser.add_argument
     _add_checkpoint_arguments(parser)
-    add("--data", required=True, metavar="PREPARED", help="folder written by `mbgen prepare`")
+    add("--data", required=True, metavar="PREPARED", help=DATA_HELP)
+    add_config(parser)
     add("--split", choices=("test", "validation"), default="test")
     add("--protocol", choices=("leave_one_out", "session_wise"), help="default: the one it was trained under")
     add("--tasks", type=comma_list, metavar="TASK,...",
@@ -146,11 +156,11 @@ def _run_evaluate(args: argparse.Namespace) -> int:
 
     from accelerate import PartialState
 
-    from mbgen_hf.data.sequence_table import SequenceTable
     from mbgen_hf.evaluation.evaluator import Recommender
     from mbgen_hf.evaluation.protocols import protocol_tasks
     from mbgen_hf.evaluation.report import format_report
     from mbgen_hf.evaluation.robustness import Reduction
+    from mbgen_hf.public_datasets.published import load_table
     from mbgen_hf.training.checkpoint import load_checkpoint, write_text_whole
     from mbgen_hf.training.evaluation_record import evaluate_checkpoint, trained_protocol
 
@@ -158,7 +168,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     reduce = None
     if args.drop_low_levels is not None or args.drop_targets:
         reduce = Reduction(args.drop_low_levels, args.drop_targets)
-    table = SequenceTable.load(args.data)
+    table = load_table(args.data, args.config)
     model, tokenizer = load_checkpoint(args.checkpoint)
     recommender = Recommender(model, tokenizer, table, args.num_beams, args.batch_size)
     trained = trained_protocol(args.checkpoint)
@@ -193,7 +203,8 @@ def _add_recommend(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_run_recommend)
     add = parser.add_argument
     _add_checkpoint_arguments(parser)
-    add("--data", metavar="PREPARED", help="folder that holds the users' histories")
+    add("--data", metavar="PREPARED", help="what holds the users' histories: " + DATA_HELP)
+    add_config(parser)
     add("--users", type=comma_list, metavar="ID,...", help="raw user ids of --data")
     add("--history", nargs="*", metavar="BEHAVIOR=ITEM", help="a history, oldest first; empty for a new user")
     add("--user-id", metavar="ID", help="raw id of the user whose history is given, for models with user tokens")
@@ -206,7 +217,7 @@ def _add_recommend(subparsers: argparse._SubParsersAction) -> None:
 def _run_recommend(args: argparse.Namespace) -> int:
     import json
 
-    from mbgen_hf.data.sequence_table import SequenceTable
+    from mbgen_hf.public_datasets.published import load_table
     from mbgen_hf.recommendation import histories_of, recommend
     from mbgen_hf.training.checkpoint import load_checkpoint, write_text_whole
 
@@ -219,7 +230,7 @@ def _run_recommend(args: argparse.Namespace) -> int:
         raise ValueError("`--data`: expected the prepared folder that holds --users, found none")
     model, tokenizer = load_checkpoint(args.checkpoint)
     if args.users is not None:
-        histories = histories_of(SequenceTable.load(args.data), args.users)
+        histories = histories_of(load_table(args.data, args.config), args.users)
         users = [history["user_id"] for history in histories]
     else:
         histories, users = [[_interaction(text) for text in args.history]], [args.user_id]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 
+DATA_HELP = "folder of `mbgen prepare` or `mbgen push-dataset`, or owner/name on the Hub"
 READING = {
     "columns": "columns",
     "behaviors": "behaviors",
@@ -113,6 +114,8 @@ def _run_prepare(args: argparse.Namespace) -> int:
     else:
         _, report = prepare(args.files, args.output, **reading, **options)
     print(format_report(report))
+    model = " --model gamer --set data.protocol=session_wise" if report.get("sessions") else ""
+    print(f"prepared folder: {args.output}\nnext: mbgen train {args.output}{model} --output FOLDER")
     return 0
 
 
@@ -153,10 +156,22 @@ def _run_push_dataset(args: argparse.Namespace) -> int:
     for file in files:
         print(f"{(Path(args.output) / file).stat().st_size:>14,}  {file}")
     if args.dry_run:
-        print(f"nothing uploaded; look at it with load_dataset({str(args.output)!r})")
+        print(
+            f"nothing uploaded; look at it with load_dataset({str(args.output)!r}) or train on it, as on the original"
+        )
     else:
         print(push_dataset(args.output, args.repo_id, args.private, args.message))
     return 0
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that reads what `load_table` reads."""
+    parser.add_argument("--config", metavar="NAME", help="of published data that has several: sequential or session")
+
+
+def shown_config(args: argparse.Namespace) -> str:
+    """The option as it follows the data in a command that is proposed."""
+    return "" if args.config is None else f" --config {args.config}"
 
 
 def comma_list(text: str) -> list[str]:
@@ -209,4 +224,12 @@ def _fraction(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"expected a share such as 0.25, or none, found {text!r}") from error
 
 
-__all__ = ["add_prepare", "add_push_dataset", "add_statistics", "comma_list"]
+__all__ = [
+    "DATA_HELP",
+    "add_config",
+    "add_prepare",
+    "add_push_dataset",
+    "add_statistics",
+    "comma_list",
+    "shown_config",
+]

@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from mbgen_hf.cli_data import DATA_HELP, add_config, shown_config
+
 
 def add_fit_ids(subparsers: argparse._SubParsersAction) -> None:
     """Add the command to those of `mbgen`."""
@@ -10,7 +12,8 @@ def add_fit_ids(subparsers: argparse._SubParsersAction) -> None:
         description="Give every item its codes, from features that are given or learned from the log.")  # fmt: skip
     parser.set_defaults(run=_run)
     add = parser.add_argument
-    add("data", metavar="PREPARED", help="folder written by `mbgen prepare`")
+    add("data", metavar="PREPARED", help=DATA_HELP)
+    add_config(parser)
     add("--output", required=True, metavar="IDS", help="folder to write, for `mbgen train --item-ids IDS`")
     add("--overwrite", action="store_true", help="replace the result of an earlier run")
     add("--method", choices=("balanced", "rq-vae", "chunked", "single", "released"), default="balanced",
@@ -43,14 +46,14 @@ _NUMBERS = (
 
 
 def _run(args: argparse.Namespace) -> int:
-    from mbgen_hf.data.sequence_table import SequenceTable
     from mbgen_hf.learned_features import fit_ids
+    from mbgen_hf.public_datasets.published import load_table
 
     names = ["code_sizes", "hidden", "index_file", *(flag[2:].replace("-", "_") for flag, _, _ in _NUMBERS)]
     options = {name: value for name in names if (value := getattr(args, name)) is not None}
     sasrec = {"num_epochs": options.pop("sasrec_epochs")} if "sasrec_epochs" in options else None
     ids = fit_ids(
-        SequenceTable.load(args.data),
+        load_table(args.data, args.config),
         args.output,
         args.method,
         args.features,
@@ -64,7 +67,8 @@ def _run(args: argparse.Namespace) -> int:
         **options,
     )
     print(ids.describe())
-    print(f"item IDs: {args.output}\nnext: mbgen train {args.data} --item-ids {args.output} --output FOLDER")
+    data = f"{args.data}{shown_config(args)}"
+    print(f"item IDs: {args.output}\nnext: mbgen train {data} --item-ids {args.output} --output FOLDER")
     return 0
 
 

@@ -109,6 +109,7 @@ ARCHIVES = [
     Case("gzip_wrong_checksum", {"log.csv.gz": GZIP[:-8] + b"\1\2\3\4" + GZIP[-4:]}, ["corrupt archive"]),
     Case("gzip_with_tail", {"log.csv.gz": GZIP + b"tail"}, ["log.csv.gz", "corrupt archive"]),
     Case("gzip_of_nothing", {"log.csv.gz": gzip.compress(b"")}, ["an empty file inside gzip"]),
+    Case("zip_archive", {"log.zip": b"PK\x03\x04" + bytes(40)}, ["log.zip", "found a zip archive; unpack it first"]),
     Case("gzip_twice", {"log.csv.gz": gzip.compress(GZIP)}, ["gzip inside gzip"]),
     Case("gzip_cut_in_skip_mode", {"log.csv.gz": GZIP[:-6]}, ["truncated archive"], ["--on-bad-rows", "skip"]),
     Case("zstd_truncated", {"log.csv.zst": ZSTD[: len(ZSTD) // 2]},

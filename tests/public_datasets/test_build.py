@@ -1,6 +1,7 @@
 """Raw files to tables: every raw form, every real log, the presets, and what is said where files are missing."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -169,11 +170,37 @@ def test_missing_files_are_named_with_where_to_get_and_put_them(raw_folder, tmp_
         ("tmall", "tianchi_2014002_rec_tmall_log_part", "tianchi.aliyun.com/dataset/140281"),
         ("shortvideoad", "*.SMB.inter.json", "github.com/wzf2000/GAMER"),
     ):
-        for where, found in ((tmp_path, "none of them"), (tmp_path / "nowhere", "no such folder")):
+        (tmp_path / "readme.txt").write_text("x")
+        for where, found in (
+            (tmp_path, "none of them but ['readme.txt'];"),
+            (tmp_path / "nowhere", "no such folder"),
+            (tmp_path / "readme.txt", "found a file;"),
+        ):
             assert main(["prepare", name, "--data-dir", str(where), "--output", str(tmp_path / "out")]) == 2
             message = capsys.readouterr().err
             assert file in message and place in message and found in message and "into this folder" in message
             assert message.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_archives_and_folders_instead_of_the_files_are_named(tmp_path: Path, capsys) -> None:
+    with pytest.raises(ValueError, match="found none of them, the folder is empty; get retail.txt"):
+        build_dataset("retail", tmp_path)
+    (tmp_path / "Taobao").mkdir()
+    with zipfile.ZipFile(tmp_path / "UserBehavior.csv.zip", "w") as archive:
+        archive.writestr("UserBehavior.csv", "1,2,3,pv,4\n")
+    with pytest.raises(ValueError, match=r"but \['Taobao/', 'UserBehavior.csv.zip'\] \(unpack the archive\); get"):
+        build_dataset("retail", tmp_path)
+    (tmp_path / "UserBehavior.csv.zip").rename(tmp_path / "UserBehavior.csv")
+    with pytest.raises(ValueError, match="UserBehavior.csv: expected text or Parquet.*, found a zip archive; unpack"):
+        build_dataset("retail", tmp_path)
+
+
+def test_an_error_tells_what_the_preset_took_away_before(raw_folder) -> None:
+    with pytest.raises(ValueError, match="`sample_users`: expected users to be left, .*; None keeps all users"):
+        build_dataset("jdata", raw_folder("jdata", "jdata2018"))
+    before = r"no interaction left .*; kept before that: 4 of 4 rows by 2014-09-14 to 2014-09-20 \(Asia/Shanghai\), "
+    with pytest.raises(ValueError, match=before + "1 of 4 rows by a sample of 25% of the users, seed 0"):
+        build_dataset("tmall", raw_folder("tmall", "log"))
 
 
 def test_a_folder_with_two_forms_wants_to_know_which(tmp_path: Path) -> None:

@@ -1,18 +1,22 @@
 """The `datasets` builders, used directly: rows, splits, features, and caches that never answer for another log."""
 
 import importlib.util
+import json
 import shutil
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import datasets
+import numpy as np
 import pytest
 from raw_forms import MBGEN_TEXT, write_raw
 
 from mbgen_hf import build_dataset
 from mbgen_hf.public_datasets.builder import PublicDatasetBuilder
 from mbgen_hf.public_datasets.cards import source_card
-from mbgen_hf.public_datasets.catalog import PUBLIC_DATASETS
+from mbgen_hf.public_datasets.catalog import CONFIGS, PUBLIC_DATASETS, RawForm, public_dataset
 from mbgen_hf.public_datasets.splits import SPLITS
 
 
@@ -107,6 +111,83 @@ def test_other_raw_files_or_other_code_are_no_stale_cache(tmp_path: Path) -> Non
     script.write_text(script.read_text() + "\n# another comment\n")
     other = builder_class("retail", script)(data_dir=raw, cache_dir=str(cache), rules=RULES)
     assert other.cache_dir != changed.cache_dir
+
+
+BOTH_MARK, VALIDATION_MARK, TEST_MARK = 9001, 9002, 9003
+MARKS = {BOTH_MARK, VALIDATION_MARK, TEST_MARK}
+
+
+def marked_rows(config: str) -> list[tuple[int, int, int, datetime]]:
+    """(user, item, behavior number, local time): every mark occurs forty times or more, in held-out rows alone."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for user in range(40):
+        for day in range(5):
+            items = rng.integers(0, 12, 3).tolist()
+            if config == "session" and day >= 3:
+                items[1:] = [BOTH_MARK, VALIDATION_MARK if day == 3 else TEST_MARK]
+            if config == "sequential" and day == 4:
+                items[1:] = [VALIDATION_MARK, TEST_MARK]
+            start = datetime(2014, 9, 1, 12, tzinfo=ZoneInfo("Asia/Shanghai"))
+            rows += [(user, item, 0, start + timedelta(days=day, seconds=at)) for at, item in enumerate(items)]
+    return rows
+
+
+def write_marked(folder: Path, form: RawForm, config: str) -> Path:
+    rows = marked_rows(config)
+    if form.reading is None:
+        by_user = {str(user): [row for row in rows if row[0] == user] for user in range(40)}
+        parts = {
+            "SMB.inter": {user: [row[1] for row in own] for user, own in by_user.items()},
+            "SMB.behavior": {user: ["p3s"] * len(own) for user, own in by_user.items()},
+            "SMB.session": {user: [row[3].day for row in own] for user, own in by_user.items()},
+            "SMB.time": {user: [f"{row[3]:%Y-%m-%d %H:%M:%S}" for row in own] for user, own in by_user.items()},
+            "behavior_level": {"p3s": 0, "conversion": 1},
+        }
+        return write_raw(folder, {f"X.{part}.json": json.dumps(value) for part, value in parts.items()})
+    reading = form.reading
+    separator, pattern = reading.get("separator", ","), reading.get("timestamp_format", "s").replace("%.f", "")
+    columns = reading["columns"]
+    named = any(isinstance(column, str) for column in columns.values())
+    places = list(range(4)) if named else list(columns.values())
+    lines = []
+    for user, item, label, time in rows:
+        shown = int(time.timestamp()) if pattern == "s" else time.strftime(pattern)
+        values = {"user_id": user, "item_id": item, "behavior": list(reading["behaviors"])[label], "timestamp": shown}
+        fields = ["0"] * (max(places) + 1)
+        for role, place in zip(columns, places, strict=True):
+            fields[place] = str(values[role])
+        lines.append(separator.join(fields) + "\n")
+    header = separator.join(columns.values()) + "\n" if named else ""
+    files = [name.replace("?", "a").replace("*", "") for name in form.files]
+    return write_raw(folder, {name: header + "".join(lines[at :: len(files)]) for at, name in enumerate(files)})
+
+
+FORMS = [(name, form.name) for name, dataset in PUBLIC_DATASETS.items() for form in dataset.forms]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_nothing_held_out_is_learned_or_reaches_an_earlier_split(
+    name: str, form: str, config: str, tmp_path: Path
+) -> None:
+    raw = write_marked(tmp_path / "raw", public_dataset(name).form(form), config)
+    rules = {"sample_users": None, "window": None, "min_item_count": 5}
+    counted, _ = built(name, raw, tmp_path / "a", config_name=config, rules=rules)
+    assert counted.table.item_ids.tolist() == list(range(12))  # the marks are frequent, yet not in training rows
+    builder, splits = built(name, raw, tmp_path / "b", config_name=config, rules=rules | {"item_count_over": "all"})
+
+    def found(split: str, held_out: bool) -> set[int]:
+        items = set()
+        for row in splits[split]:
+            shown = row["history_length"]
+            items |= set(row["item_ids"][shown:] if held_out else row["item_ids"][:shown])
+        return set(builder.table.item_ids[sorted(items)].tolist()) & MARKS
+
+    both = {BOTH_MARK} if config == "session" else set()
+    assert found("train", False) == found("train", True) == found("validation", False) == set()
+    assert found("validation", True) == found("test", False) == both | {VALIDATION_MARK}
+    assert found("test", True) == both | {TEST_MARK}
 
 
 def test_a_builder_names_the_missing_file(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ sys.modules["mbgen_hf"] = None
 import datasets
 datasets.disable_progress_bars()
 found = {}
-for config in (None, "session", "session_catalog"):
+for config in (None, "session", "session_catalog", "session_behaviors"):
     loaded = datasets.load_dataset(sys.argv[1], config, cache_dir=sys.argv[2])
     found[str(config)] = {split: rows.to_list() for split, rows in loaded.items()}
     if config == "session":
@@ -59,7 +59,9 @@ def test_plain_load_dataset_reads_the_folder_without_the_package(shops, tmp_path
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["names"] == ["click", "cart", "purchase"]
-    assert found["configs"] == ["sequential", "session", "sequential_catalog", "session_catalog"]
+    assert found["configs"] == ["sequential", "session"] + [
+        f"{config}_{part}" for config in ("sequential", "session") for part in ("catalog", "behaviors")
+    ]
     table = SequenceTable.load(shops["session"])
     assert set(found["session"]) == set(found["None"]) == set(SPLITS)
     tests = found["session"]["test"]
@@ -67,6 +69,10 @@ def test_plain_load_dataset_reads_the_folder_without_the_package(shops, tmp_path
     assert [item for row in tests for item in row["item_ids"]] == table.items.tolist()
     assert [session for row in tests for session in row["session_ids"]] == table.session_ids.tolist()
     assert [row["item_id"] for row in found["session_catalog"]["catalog"]] == table.item_ids.tolist()
+    assert found["session_behaviors"]["behaviors"] == [
+        {"behavior": name, "level": level, "target": name == "purchase"}
+        for level, name in enumerate(("click", "cart", "purchase"))
+    ]
     assert "session_ids" not in found["None"]["test"][0]
 
 
@@ -121,6 +127,8 @@ def test_hostile_requests_end_in_one_line(shops, raw_folder, tmp_path: Path, cap
         ([shops["session"], tmp_path / "retail"], "`prepared`: expected folders of one log"),
         ([shops["session"], "--output", tmp_path / "full", "--overwrite"], "found also ['thesis.tex']"),
     ):
+        assert main(["push-dataset", "shop", str(shops["session"]), "--output", str(out), "--dry-run"]) == 2
+        assert "`repo_id`: expected owner/name, found 'shop'" in capsys.readouterr().err and not out.exists()
         command = ["push-dataset", "me/x", *map(str, words), *([] if "--output" in words else ["--output", str(out)])]
         assert main([*command, "--dry-run"]) == 2
         error = capsys.readouterr().err

@@ -11,6 +11,7 @@ from mbgen_hf.data.input_error import bad_input
 
 
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet"}
+UNREAD = {b"PK\x03\x04": "zip", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 CHUNK_BYTES = 1 << 22
 
 
@@ -22,7 +23,7 @@ def sniff_format(path: Path) -> str:
 
 
 def check_regular_file(path: Path) -> None:
-    """Raise `ValueError` unless `path` is a regular file that holds bytes."""
+    """Raise `ValueError` unless `path` is a regular file that holds bytes and is no archive of another kind."""
     if path.is_dir():
         raise bad_input(path, "a file", "a directory", remedy="name the files in it one by one")
     if not path.exists():
@@ -31,6 +32,12 @@ def check_regular_file(path: Path) -> None:
         raise bad_input(path, "a regular file", "a device or pipe", remedy="write it to a file first")
     if path.stat().st_size == 0:
         raise bad_input(path, "an interaction log", "an empty file (0 bytes)")
+    with path.open("rb") as file:
+        start = file.read(8)
+    if archive := next((name for magic, name in UNREAD.items() if start.startswith(magic)), None):
+        raise bad_input(
+            path, "text or Parquet, maybe in gzip or zstd", f"a {archive} archive", remedy="unpack it first"
+        )
 
 
 def plain_file(path: Path, folder: Path, name: str) -> Path:

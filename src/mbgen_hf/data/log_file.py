@@ -1,6 +1,7 @@
 """One file of an interaction log as a lazy frame of strings, one column for each role."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from polars.io.plugins import register_io_source
 
 from mbgen_hf.data.decompress import check_regular_file, plain_file, sniff_format
 from mbgen_hf.data.input_error import bad_input, listed, shown
@@ -17,6 +19,7 @@ from mbgen_hf.data.text_lines import TextFile
 REQUIRED_ROLES = ("user_id", "item_id", "behavior", "timestamp")
 ROLES = (*REQUIRED_ROLES, "session_id")
 PARQUET_BATCH_ROWS = 1 << 18
+BATCH_ROWS = 1 << 18
 NO_ROWS = np.empty(0, dtype=np.int64)
 
 
@@ -54,9 +57,19 @@ class LogFile:
 
     def collect(self, query: pl.LazyFrame) -> pl.DataFrame:
         """Run a query on `rows`; raises `ValueError` where the file turns out to be unreadable."""
-        try:
+        with self._readable():
             return query.collect(engine="streaming")
-        except (pl.exceptions.PolarsError, OSError) as error:
+
+    def batches(self, query: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+        """The result of a query on `rows` piece by piece, in order; raises what `collect` raises."""
+        with self._readable():
+            yield from query.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming")
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
             found = f"one that cannot be decoded ({shown(str(error).splitlines()[0])})"
             raise bad_input(self.path, f"a whole {self.kind} file", found, remedy="fetch or write it again") from error
 
@@ -143,27 +156,48 @@ def _open_parquet(path: Path, plain: Path, columns: Mapping[str, str | int], zon
             positions = _positions(path, columns, header, len(header))
             for role, position in positions.items():
                 _check_type(path, role, parquet.schema_arrow.field(position))
-            frame = _parquet_frame(parquet, {role: header[position] for role, position in positions.items()})
+        names = {role: header[position] for role, position in positions.items()}
+        num_rows, in_seconds = 0, False
+        for frame in _parquet_frames(plain, names):
+            num_rows += frame.height
+            in_seconds = frame.schema["timestamp"].is_temporal()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         found = f"a truncated or corrupt one ({shown(str(error).splitlines()[0])})"
         raise bad_input(path, "a whole Parquet file", found, remedy="fetch or write it again") from error
-    if frame is None:
+    if not num_rows:
         raise bad_input(path, "at least one row", "none")
-    in_seconds = frame.schema["timestamp"].is_temporal()
-    rows = frame.lazy().select(_as_text(role, dtype, zone) for role, dtype in frame.schema.items())
-    return LogFile(path, "parquet", rows, frame.height, _names(columns, positions, header), in_seconds=in_seconds)
+    rows = _parquet_rows(plain, names, zone)
+    return LogFile(path, "parquet", rows, num_rows, _names(columns, positions, header), in_seconds=in_seconds)
 
 
-def _parquet_frame(parquet: pq.ParquetFile, names: Mapping[str, str]) -> pl.DataFrame | None:
-    """The columns under the names of their roles, `None` without rows.
+def _parquet_frames(plain: Path, names: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+    """The columns under the names of their roles, batch by batch.
 
-    Read by pyarrow and checked batch by batch: on damaged pages polars aborts instead of raising.
+    Read and checked by pyarrow: on damaged pages polars aborts instead of raising.
     """
-    frames = []
-    for batch in parquet.iter_batches(PARQUET_BATCH_ROWS, columns=list(names.values())):
-        batch.validate(full=True)
-        frames.append(pl.from_arrow(pa.table({role: batch.column(name) for role, name in names.items()})))
-    return pl.concat(frames, rechunk=False) if sum(frame.height for frame in frames) else None
+    with pq.ParquetFile(plain) as parquet:
+        for batch in parquet.iter_batches(PARQUET_BATCH_ROWS, columns=list(names.values())):
+            batch.validate(full=True)
+            yield pl.from_arrow(pa.table({role: batch.column(name) for role, name in names.items()}))
+
+
+def _parquet_rows(plain: Path, names: Mapping[str, str], zone: str | None) -> pl.LazyFrame:
+    """The columns as strings; the file is read again, and never held whole, for each query."""
+
+    def batches(
+        columns: list[str] | None, predicate: pl.Expr | None, num_rows: int | None, batch_size: int | None
+    ) -> Iterator[pl.DataFrame]:
+        for frame in _parquet_frames(plain, names):
+            rows = frame.select(_as_text(role, dtype, zone) for role, dtype in frame.schema.items())
+            if num_rows is not None:
+                rows = rows.head(num_rows)
+                num_rows -= rows.height
+            rows = rows if predicate is None else rows.filter(predicate)
+            yield rows if columns is None else rows.select(columns)
+            if num_rows == 0:
+                return
+
+    return register_io_source(batches, schema=dict.fromkeys(names, pl.String))
 
 
 def _check_type(path: Path, role: str, column: pa.Field) -> None:

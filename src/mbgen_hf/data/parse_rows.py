@@ -54,6 +54,15 @@ def parse_rows(
 
     `behavior` holds the codes of `BehaviorValues.codes`; columns of rows with another reason than 0 hold anything.
     """
+    frame = mark_malformed(file, file.collect(typed_rows(file, kinds, values, times)))
+    check_height(file, frame.height)
+    return frame
+
+
+def typed_rows(
+    file: LogFile, kinds: Mapping[str, str], values: BehaviorValues, times: TimestampFormat
+) -> pl.LazyFrame:
+    """What `parse_rows` returns, not yet run and with any reason in malformed rows: see `mark_malformed`."""
     ids = [role for role in ID_ROLES if role in file.columns]
     times = TimestampFormat("s") if file.in_seconds else times
     integer_time = times.is_epoch and kinds["timestamp"] == "integer"
@@ -67,17 +76,25 @@ def parse_rows(
     for failed, code in reversed(checks):
         reason = pl.when(failed).then(pl.lit(code, dtype=pl.UInt8)).otherwise(reason)
     roles = [role for role in ROLES if role in file.columns]
-    columns = [pl.col(f"typed {role}").alias(role) for role in roles]
-    frame = file.collect(typed.select(*columns, reason.alias("reason")))
-    if frame.height != file.num_rows:
-        raise RuntimeError(f"{file.path}: {file.num_rows} rows in the file, {frame.height} parsed")
-    if len(file.malformed):
-        frame = frame.with_columns(frame["reason"].scatter(file.malformed, MALFORMED))
-    return frame
+    return typed.select(*(pl.col(f"typed {role}").alias(role) for role in roles), reason.alias("reason"))
+
+
+def mark_malformed(file: LogFile, frame: pl.DataFrame, first_row: int = 0) -> pl.DataFrame:
+    """The frame, whose first row is the given one of the file, with the reason of malformed rows put right."""
+    low, high = file.malformed.searchsorted([first_row, first_row + frame.height])
+    if low == high:
+        return frame
+    return frame.with_columns(frame["reason"].scatter(file.malformed[low:high] - first_row, MALFORMED))
+
+
+def check_height(file: LogFile, height: int) -> None:
+    """Make sure that polars cut the file into as many rows as were counted."""
+    if height != file.num_rows:
+        raise RuntimeError(f"{file.path}: {file.num_rows} rows in the file, {height} parsed")
 
 
 def suspects(frame: pl.DataFrame) -> list[str]:
-    """Roles whose columns need a wider kind."""
+    """Roles whose columns need a wider kind, by the `reason` of parsed rows or of their tally."""
     codes = set(frame["reason"].unique().to_list())
     return [role for role, code in SUSPECT.items() if code in codes]
 
@@ -108,4 +125,4 @@ def _checks(file: LogFile, ids: list[str], kinds: Mapping[str, str], timestamp_c
     return checks
 
 
-__all__ = ["guess_kinds", "parse_rows", "suspects", "widen"]
+__all__ = ["check_height", "guess_kinds", "mark_malformed", "parse_rows", "suspects", "typed_rows", "widen"]

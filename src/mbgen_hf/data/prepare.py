@@ -13,7 +13,7 @@ from mbgen_hf.data.filters import FilterStep, filter_table, keep_users_with_sess
 from mbgen_hf.data.input_error import listed
 from mbgen_hf.data.output_folder import check_output_folder, written_whole
 from mbgen_hf.data.read_log import InteractionLog, ReadReport, read_interaction_log
-from mbgen_hf.data.selection import TimeWindow, keep_window, sample_users
+from mbgen_hf.data.selection import Selection, TimeWindow, UserSample, keep_window, sample_users
 from mbgen_hf.data.sequence_table import CATALOG_FILE, SCHEMA_FILE, SEQUENCES_FILE, SequenceTable
 from mbgen_hf.data.sessions import (
     MINIMUM_SESSIONS,
@@ -68,20 +68,47 @@ class PreparationRules:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: str(v) if isinstance(v, (TimeWindow, SessionRule)) else v for name, v in values.items()}
 
-    def apply(self, table: SequenceTable) -> tuple[SequenceTable, list[FilterStep], dict[str, Any] | None]:
+    @property
+    def selection(self) -> Selection:
+        """The rules that can be applied while a log is read.
+
+        Raises:
+            ValueError: what `UserSample` raises.
+        """
+        sample = None if self.sample_users is None else UserSample(self.sample_users, self.sample_seed)
+        return Selection(self.window, sample)
+
+    def apply(
+        self, table: SequenceTable, selected: Sequence[FilterStep] | None = None
+    ) -> tuple[SequenceTable, list[FilterStep], dict[str, Any] | None]:
         """The table that is left, what each step took away, and what became of the sessions.
+
+        Args:
+            table: the sequences.
+            selected: the steps of the `selection` where it was applied while the log was read.
 
         Raises:
             ValueError: nothing is left, or what the steps raise.
         """
-        steps = []
-        if self.window is not None:
+        steps = list(selected or ())
+        if selected is None and self.window is not None:
             table, step = keep_window(table, self.window)
             steps.append(step)
-        if self.sample_users is not None:
+        if selected is None and self.sample_users is not None:
             table, step = sample_users(table, self.sample_users, self.sample_seed)
             steps.append(step)
-        table, filtered = filter_table(
+        try:
+            table, filtered, cut = self._filter(table)
+        except ValueError as error:
+            if not steps:
+                raise
+            kept = ", ".join(f"{step.rows_after} of {step.rows_before} rows by {step.name}" for step in steps)
+            raise ValueError(f"{error}; kept before that: {kept}") from error
+        return table, steps + filtered, cut
+
+    def _filter(self, table: SequenceTable) -> tuple[SequenceTable, list[FilterStep], dict[str, Any] | None]:
+        """What follows the selection."""
+        table, steps = filter_table(
             table,
             self.min_item_count,
             self.min_user_interactions,
@@ -89,7 +116,6 @@ class PreparationRules:
             self.iterative,
             self.sessions,
         )
-        steps += filtered
         cut = None
         if self.sessions is not None:
             minimum = MINIMUM_SESSIONS if self.min_sessions is None else self.min_sessions
@@ -149,7 +175,8 @@ def prepare(
         "separator": separator,
         "on_bad_rows": on_bad_rows,
     }
-    table, report = prepare_log(read_interaction_log(paths, **reading), paths, rules, reading)
+    log = read_interaction_log(paths, **reading, selection=rules.selection)
+    table, report = prepare_log(log, paths, rules, reading)
     save_prepared(folder, table, report, rules)
     return table, report
 
@@ -180,9 +207,9 @@ def prepare_log(
     Raises:
         ValueError: what `PreparationRules.apply` raises.
     """
-    table, reading = SequenceTable.from_log(log.frame, log.schema), log.report
+    table, reading, selected = SequenceTable.from_log(log.frame, log.schema), log.report, log.selected
     del log  # of a large log every copy counts
-    table, steps, cut = rules.apply(table)
+    table, steps, cut = rules.apply(table, selected)
     report = _report([Path(path) for path in paths], {**options, **rules.to_dict()}, reading, steps, table)
     if cut is not None:
         report["sessions"] = cut

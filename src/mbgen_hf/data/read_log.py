@@ -2,17 +2,18 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
 from mbgen_hf.data.behavior_schema import BehaviorSchema
 from mbgen_hf.data.behavior_values import FIRST_DROPPED, BehaviorValues, behavior_values, canonical
 from mbgen_hf.data.distinct_ids import count_distinct
+from mbgen_hf.data.filters import FilterStep
 from mbgen_hf.data.input_error import bad_input, shown
 from mbgen_hf.data.log_file import LogFile, check_columns, open_log_file
 from mbgen_hf.data.parse_rows import (
@@ -28,10 +29,14 @@ from mbgen_hf.data.parse_rows import (
     suspects,
     widen,
 )
+from mbgen_hf.data.select_rows import Survey, merged_survey, select_rows, survey, tally
+from mbgen_hf.data.selection import Selection
 from mbgen_hf.data.timestamps import MAX_SECONDS, TimestampFormat
 
 
 SAMPLE_ROWS = 1000
+
+Read = TypeVar("Read", pl.DataFrame, Survey)
 
 
 @dataclass
@@ -93,11 +98,13 @@ class InteractionLog:
             `timestamp` (`Int64` seconds) and, where asked for, `session_id` (`Int64` or `String`).
         schema: the behaviors.
         report: what became of every row of the files.
+        selected: where only a part was kept, the steps that led to it; the report counts what was there before them.
     """
 
     frame: pl.DataFrame
     schema: BehaviorSchema
     report: ReadReport
+    selected: tuple[FilterStep, ...] | None = None
 
 
 def read_interaction_log(
@@ -113,6 +120,7 @@ def read_interaction_log(
     has_header: bool | None = None,
     separator: str | None = None,
     on_bad_rows: str = "raise",
+    selection: Selection | None = None,
 ) -> InteractionLog:
     """Read a log of any number of files, concatenated in the order given.
 
@@ -132,6 +140,8 @@ def read_interaction_log(
         separator: character between fields; `None`: the most frequent of `, tab ; |` in the first line of each file.
         on_bad_rows: `raise`, or `skip` to leave bad rows out and count them by reason. Faults of a whole file, such
             as a missing column, a damaged archive or NUL bytes, raise either way.
+        selection: keep the rows of a window of days, of a sample of the users or of both. The files are then run
+            through twice, and memory follows what is kept and the number of distinct ids, not the number of rows.
 
     Raises:
         ValueError: the input or an argument is bad; one line that says where, what was expected and what was found.
@@ -149,13 +159,26 @@ def read_interaction_log(
         _check_timezone_applies(files, times)
         found = _found_behaviors(files) if behaviors is None and levels is None else None
         values = behavior_values(behaviors, drop_behaviors, target, levels, found)
-        frames, kinds = _parse_all(files, values, times)
+        if selection:
+            window = selection.window
+            read, kinds = _read_all(files, lambda file, kinds: survey(file, kinds, values, times, window))
+            tallies = [found.tally for found in read]
+        else:
+            read, kinds = _read_all(files, lambda file, kinds: parse_rows(file, kinds, values, times))
+            tallies = [tally(frame) for frame in read]
         if on_bad_rows == "raise":
-            _raise_first_bad(files, frames, values, times)
-        reports = [_file_report(file, frame, values) for file, frame in zip(files, frames, strict=True)]
-        del files  # the raw columns of Parquet files, no longer needed
-    log = pl.concat([_good_rows(frame) for frame in frames], rechunk=False)
-    return InteractionLog(log, values.schema, _report(log, reports, values, times, kinds))
+            _raise_first_bad(files, tallies, values, times)
+        reports = [_file_report(file, counts, values) for file, counts in zip(files, tallies, strict=True)]
+        report = _report(pl.concat(tallies), reports, values, times, kinds)
+        steps = None
+        if selection:
+            found = merged_survey(read)
+            report.users, report.items = found.users.height, found.items.height
+            log, steps = select_rows(files, kinds, values, times, found, selection)
+    if not selection:
+        log = pl.concat([_good_rows(frame) for frame in read], rechunk=False)
+        report.users, report.items = (count_distinct(log[role]) for role in ("user_id", "item_id"))
+    return InteractionLog(log, values.schema, report, None if steps is None else tuple(steps))
 
 
 def _as_paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -187,31 +210,31 @@ def _found_behaviors(files: list[LogFile]) -> dict[str, int]:
     return dict(found)
 
 
-def _parse_all(
-    files: list[LogFile], values: BehaviorValues, times: TimestampFormat
-) -> tuple[list[pl.DataFrame], dict[str, str]]:
-    """Parse every file, all with the same kinds of ids: what one file needs holds for the others."""
+def _read_all(
+    files: list[LogFile], read: Callable[[LogFile, Mapping[str, str]], Read]
+) -> tuple[list[Read], dict[str, str]]:
+    """Read every file, all with the same kinds of ids: what one file needs holds for the others."""
     kinds = guess_kinds(files[0].collect(files[0].rows.head(SAMPLE_ROWS)))
-    frames: list[pl.DataFrame] = []
-    while len(frames) < len(files):
-        frame = parse_rows(files[len(frames)], kinds, values, times)
-        if wider := suspects(frame):
+    results: list[Read] = []
+    while len(results) < len(files):
+        result = read(files[len(results)], kinds)
+        if wider := suspects(result.tally if isinstance(result, Survey) else result):
             # Integers stay integers when some are written as floats; only strings change the files before.
             before, kinds = kinds, widen(kinds, wider)
             if any(kinds[role] == "string" != before[role] for role in wider):
-                frames = []
+                results = []
             continue
-        frames.append(frame)
-    return frames, kinds
+        results.append(result)
+    return results, kinds
 
 
 def _raise_first_bad(
-    files: list[LogFile], frames: list[pl.DataFrame], values: BehaviorValues, times: TimestampFormat
+    files: list[LogFile], tallies: list[pl.DataFrame], values: BehaviorValues, times: TimestampFormat
 ) -> None:
-    for file, frame in zip(files, frames, strict=True):
-        bad = (frame["reason"] > DROPPED).arg_true()
-        if len(bad):
-            raise _row_error(file, bad[0], frame["reason"][bad[0]], values, times)
+    for file, counts in zip(files, tallies, strict=True):
+        bad = counts.filter(pl.col("reason") > DROPPED).sort("first_row")
+        if bad.height:
+            raise _row_error(file, bad["first_row"][0], bad["reason"][0], values, times)
 
 
 def _row_error(file: LogFile, row: int, reason: int, values: BehaviorValues, times: TimestampFormat) -> ValueError:
@@ -235,14 +258,13 @@ def _row_error(file: LogFile, row: int, reason: int, values: BehaviorValues, tim
     )
 
 
-def _file_report(file: LogFile, frame: pl.DataFrame, values: BehaviorValues) -> FileReport:
-    counts = dict(frame["reason"].value_counts().rows())
+def _file_report(file: LogFile, counts: pl.DataFrame, values: BehaviorValues) -> FileReport:
+    rows = {code: sum(part["rows"]) for (code,), part in counts.partition_by("reason", as_dict=True).items()}
     dropped = dict.fromkeys(values.dropped, 0)
-    if DROPPED in counts:
-        codes = frame.filter(pl.col("reason") == DROPPED)["behavior"].value_counts().rows()
-        dropped |= {values.dropped[FIRST_DROPPED - code]: count for code, count in codes}
-    skipped = {name: counts[code] for code, name in REASONS.items() if code in counts}
-    return FileReport(str(file.path), file.kind, frame.height, counts.get(GOOD, 0), dropped, skipped)
+    for code, count in counts.filter(pl.col("reason") == DROPPED).select("behavior", "rows").rows():
+        dropped[values.dropped[FIRST_DROPPED - code]] += count
+    skipped = {name: rows[code] for code, name in REASONS.items() if code in rows}
+    return FileReport(str(file.path), file.kind, sum(rows.values()), rows.get(GOOD, 0), dropped, skipped)
 
 
 def _good_rows(frame: pl.DataFrame) -> pl.DataFrame:
@@ -252,37 +274,41 @@ def _good_rows(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _report(
-    frame: pl.DataFrame,
+    counts: pl.DataFrame,
     files: list[FileReport],
     values: BehaviorValues,
     times: TimestampFormat,
     kinds: Mapping[str, str],
 ) -> ReadReport:
+    """The report, in which the numbers of users and items are still missing."""
     dropped: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     for file in files:
         dropped.update(file.dropped)
         skipped.update(file.skipped)
     rows = sum(file.rows for file in files)
-    if frame.is_empty():
+    good = counts.filter(pl.col("reason") == GOOD)
+    if good.is_empty():
         raise ValueError(
             f"no interaction left: of {rows} rows {dict(dropped)} were dropped by behavior and {dict(skipped)} skipped"
         )
-    counts = dict(frame["behavior"].value_counts().rows())
+    behaviors = Counter()
+    for label, count in good.select("behavior", "rows").rows():
+        behaviors[label] += count
     return ReadReport(
         rows=rows,
-        kept=frame.height,
+        kept=behaviors.total(),
         dropped=dict(dropped),
         skipped=dict(skipped),
-        users=count_distinct(frame["user_id"]),
-        items=count_distinct(frame["item_id"]),
-        behaviors={name: counts.get(label, 0) for label, name in enumerate(values.schema.names)},
+        users=0,
+        items=0,
+        behaviors={name: behaviors[label] for label, name in enumerate(values.schema.names)},
         behavior_source=values.source,
         id_types={
             role: "string" if kind == "string" else "integer" for role, kind in kinds.items() if role != "timestamp"
         },
-        first_time=iso_time(frame["timestamp"].min()),
-        last_time=iso_time(frame["timestamp"].max()),
+        first_time=iso_time(good["first_time"].min()),
+        last_time=iso_time(good["last_time"].max()),
         assumed_year=times.assumed_year,
         files=files,
     )

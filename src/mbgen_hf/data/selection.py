@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -61,6 +62,73 @@ class TimeWindow:
     def __str__(self) -> str:
         return f"{self.days}{f'@{self.first_day}' if self.first_day else ''}:{self.timezone}"
 
+    def first(self, last_of_log: int) -> int:
+        """The first day, counted from 1970, where the log ends with the given day."""
+        return last_of_log - self.days + 1 if self.first_day is None else (self.first_day - EPOCH).days
+
+    def describe(self, first: int) -> str:
+        """The window as a report names it."""
+        start = EPOCH + timedelta(first)
+        return f"{start} to {start + timedelta(self.days - 1)} ({self.timezone})"
+
+    def nothing_in_it(self, first_of_log: int, last_of_log: int) -> ValueError:
+        """The error for a log of other days; the caller raises it."""
+        found = f"{EPOCH + timedelta(first_of_log)} to {EPOCH + timedelta(last_of_log)}"
+        return ValueError(f"`window`: expected days the log holds, found {self} in a log from {found}")
+
+
+@dataclass(frozen=True)
+class UserSample:
+    """A share of the users, each chosen by a hash of its id and the seed: the same ones whoever else is in the log.
+
+    Args:
+        fraction: how likely a user is kept; above 0, at most 1.
+        seed: another seed is another sample.
+
+    Raises:
+        ValueError: a fraction or seed out of range.
+    """
+
+    fraction: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        fraction, seed = self.fraction, self.seed
+        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
+            raise ValueError(f"`sample_users`: expected a fraction above 0 and at most 1, found {fraction!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"`sample_seed`: expected a non-negative integer, found {seed!r}")
+
+    def of(self, user_ids: Iterable[int | str]) -> np.ndarray:
+        """`(num_users,)` bool: the user is in the sample.
+
+        Raises:
+            ValueError: none is.
+        """
+        digests = bytearray()
+        for user in user_ids:
+            digests += hashlib.blake2b(f"{self.seed} {user}".encode(), digest_size=8).digest()
+        kept = np.frombuffer(digests, dtype=">u8") / 2.0**64 < self.fraction
+        if not kept.any():
+            expected = "`sample_users`: expected users to be left"
+            raise ValueError(f"{expected}, found none of {len(kept)} at {self.fraction}; None keeps all users")
+        return kept
+
+    def describe(self) -> str:
+        """The sample as a report names it."""
+        return f"a sample of {self.fraction:.0%} of the users, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A part of a log: first the window, then the sample of the users who have something in it."""
+
+    window: TimeWindow | None = None
+    sample: UserSample | None = None
+
+    def __bool__(self) -> bool:
+        return self.window is not None or self.sample is not None
+
 
 def keep_window(table: SequenceTable, window: TimeWindow) -> tuple[SequenceTable, FilterStep]:
     """The interactions of a window.
@@ -72,24 +140,16 @@ def keep_window(table: SequenceTable, window: TimeWindow) -> tuple[SequenceTable
         ValueError: nothing lies in the window.
     """
     days = local_days(table.timestamps, window.timezone)
-    first = int(days.max()) - window.days + 1 if window.first_day is None else (window.first_day - EPOCH).days
+    first = window.first(int(days.max()))
     kept = (days >= first) & (days < first + window.days)
     if not kept.any():
-        found = f"{EPOCH + timedelta(int(days.min()))} to {EPOCH + timedelta(int(days.max()))}"
-        raise ValueError(f"`window`: expected days the log holds, found {window} in a log from {found}")
+        raise window.nothing_in_it(int(days.min()), int(days.max()))
     smaller = table.select(kept)
-    start = EPOCH + timedelta(first)
-    name = f"{start} to {start + timedelta(window.days - 1)} ({window.timezone})"
-    return smaller, FilterStep.between(name, table, smaller)
+    return smaller, FilterStep.between(window.describe(first), table, smaller)
 
 
 def sample_users(table: SequenceTable, fraction: float, seed: int = 0) -> tuple[SequenceTable, FilterStep]:
-    """A share of the users, each chosen by a hash of its id and the seed: the same ones whoever else is in the log.
-
-    Args:
-        table: the sequences.
-        fraction: how likely a user is kept; above 0, at most 1.
-        seed: another seed is another sample.
+    """The interactions of a `UserSample`.
 
     Returns:
         The smaller table, and the sizes before and after.
@@ -97,21 +157,9 @@ def sample_users(table: SequenceTable, fraction: float, seed: int = 0) -> tuple[
     Raises:
         ValueError: a fraction or seed out of range, or no user is left.
     """
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
-        raise ValueError(f"`sample_users`: expected a fraction above 0 and at most 1, found {fraction!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"`sample_seed`: expected a non-negative integer, found {seed!r}")
-    kept = _hashes(table.user_ids, seed) < fraction
-    if not kept.any():
-        raise ValueError(f"`sample_users`: expected users to be left, found none of {table.num_users} at {fraction}")
-    smaller = table.select(np.repeat(kept, table.lengths))
-    return smaller, FilterStep.between(f"a sample of {fraction:.0%} of the users, seed {seed}", table, smaller)
+    sample = UserSample(fraction, seed)
+    smaller = table.select(np.repeat(sample.of(table.user_ids.tolist()), table.lengths))
+    return smaller, FilterStep.between(sample.describe(), table, smaller)
 
 
-def _hashes(user_ids: np.ndarray, seed: int) -> np.ndarray:
-    """`(num_users,)` a number in [0, 1) for each user, from `blake2b-64` of `"SEED USER"`."""
-    digests = (hashlib.blake2b(f"{seed} {user}".encode(), digest_size=8).digest() for user in user_ids.tolist())
-    return np.frombuffer(b"".join(digests), dtype=">u8") / 2.0**64
-
-
-__all__ = ["TimeWindow", "keep_window", "sample_users"]
+__all__ = ["Selection", "TimeWindow", "UserSample", "keep_window", "sample_users"]

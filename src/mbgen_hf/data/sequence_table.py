@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from mbgen_hf.data.behavior_schema import BehaviorSchema
 from mbgen_hf.data.distinct_ids import dense_ranks
@@ -89,14 +90,44 @@ class SequenceTable:
         del users  # of a large log every column counts
         return cls(
             schema=schema,
-            user_ids=_raw_ids(user_ids),
-            item_ids=_raw_ids(item_ids),
+            user_ids=raw_ids(user_ids),
+            item_ids=raw_ids(item_ids),
             offsets=offsets,
             items=items[order],
             behaviors=frame["behavior"].cast(pl.Int8).to_numpy()[order],
             timestamps=timestamps[order],
-            session_ids=_number_sessions(_ordered(frame["session_id"], order), offsets) if has_sessions else None,
+            session_ids=number_sessions(_ordered(frame["session_id"], order), offsets) if has_sessions else None,
         )
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Dataset | DatasetDict,
+        catalog: Dataset | Sequence | np.ndarray | None = None,
+        behaviors: Dataset | BehaviorSchema | None = None,
+    ) -> "SequenceTable":
+        """Rebuild the table from rows of one user each, such as a dataset that `mbgen push-dataset` published holds.
+
+        Args:
+            dataset: all splits of a published dataset, of which `test` holds every interaction, or one `Dataset` whose
+                rows hold all interactions of a user: `user_id`, `item_ids`, `behaviors` (`ClassLabel` or names),
+                `timestamps` and maybe `session_ids`. Rows come in any order of users.
+            catalog: raw item ids, ascending, or a dataset with them as `item_id`: what `item_ids` are rows of.
+                Without it `item_ids` count as raw ids, and those that occur are the catalog.
+            behaviors: the schema, or a dataset of `behavior`, `level` and `target`, in order of depth.
+
+        Raises:
+            ValueError: another form, or splits that do not belong together.
+
+        Example:
+            >>> dataset = load_dataset("me/retail", "session")  # doctest: +SKIP
+            >>> catalog = load_dataset("me/retail", "session_catalog", split="catalog")  # doctest: +SKIP
+            >>> behaviors = load_dataset("me/retail", "session_behaviors", split="behaviors")  # doctest: +SKIP
+            >>> table = SequenceTable.from_dataset(dataset, catalog, behaviors)  # doctest: +SKIP
+        """
+        from mbgen_hf.data.dataset_rows import table_from_dataset
+
+        return table_from_dataset(dataset, catalog, behaviors)
 
     def select(self, kept: np.ndarray) -> "SequenceTable":
         """The table of some of its interactions; users and items that are left without any go with them.
@@ -120,7 +151,7 @@ class SequenceTable:
             items=(np.cumsum(present, dtype=np.int32) - np.int32(1))[items],
             behaviors=self.behaviors[kept],
             timestamps=self.timestamps[kept],
-            session_ids=None if sessions is None else _number_sessions(pl.Series(sessions[kept]), offsets),
+            session_ids=None if sessions is None else number_sessions(pl.Series(sessions[kept]), offsets),
         )
 
     def sample_users(self, count: int, seed: int = 0) -> "SequenceTable":
@@ -194,8 +225,8 @@ class SequenceTable:
         lengths = np.diff(table["item_ids"].combine_chunks().offsets.to_numpy())
         return cls(
             schema=BehaviorSchema.from_dict(json.loads((folder / SCHEMA_FILE).read_text(encoding="utf-8"))),
-            user_ids=_raw_ids(pl.from_arrow(table["user_id"])),
-            item_ids=_raw_ids(pl.from_arrow(pq.read_table(folder / CATALOG_FILE)["item_id"])),
+            user_ids=raw_ids(pl.from_arrow(table["user_id"])),
+            item_ids=raw_ids(pl.from_arrow(pq.read_table(folder / CATALOG_FILE)["item_id"])),
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             items=flat("item_ids"),
             behaviors=flat("behaviors").astype(np.int8),
@@ -270,7 +301,7 @@ def _ordered(values: pl.Series, order: np.ndarray | slice) -> pl.Series:
     return values if isinstance(order, slice) else values.gather(order)
 
 
-def _number_sessions(ids: pl.Series, offsets: np.ndarray) -> np.ndarray:
+def number_sessions(ids: pl.Series, offsets: np.ndarray) -> np.ndarray:
     """Count each user's sessions from 0 in the order of their first interaction."""
     users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     rows = pl.DataFrame({"user": users, "session": ids})
@@ -281,11 +312,11 @@ def _number_sessions(ids: pl.Series, offsets: np.ndarray) -> np.ndarray:
     return (started[firsts] - before_user).astype(np.int32)
 
 
-def _raw_ids(ids: pl.Series) -> np.ndarray:
+def raw_ids(ids: pl.Series) -> np.ndarray:
     """Raw ids as `int64` where they are integers, else as a numpy unicode array."""
     if ids.dtype.is_integer():
         return ids.cast(pl.Int64).to_numpy()
     return np.array(ids.cast(pl.String).to_list(), dtype=np.str_)
 
 
-__all__ = ["CATALOG_FILE", "SCHEMA_FILE", "SEQUENCES_FILE", "SequenceTable"]
+__all__ = ["CATALOG_FILE", "SCHEMA_FILE", "SEQUENCES_FILE", "SequenceTable", "number_sessions", "raw_ids"]

@@ -174,8 +174,14 @@ def recorded_session_rule(folder: str | Path) -> SessionRule | None:
 
 def local_days(timestamps: np.ndarray, timezone: str) -> np.ndarray:
     """`(n,)` `int64` calendar days since 1970 of seconds (UTC), as a clock of the zone shows them."""
-    times = pl.from_epoch(pl.Series(timestamps), time_unit="s").dt.replace_time_zone("UTC")
-    return times.dt.convert_time_zone(timezone).dt.date().cast(pl.Int32).cast(pl.Int64).to_numpy()
+    days = pl.DataFrame({"time": timestamps}).select(local_day(pl.col("time"), timezone))
+    return days.to_series().cast(pl.Int64).to_numpy()
+
+
+def local_day(seconds: pl.Expr, timezone: str) -> pl.Expr:
+    """`local_days` of a column, as `Int32`."""
+    times = pl.from_epoch(seconds, time_unit="s").dt.replace_time_zone("UTC")
+    return times.dt.convert_time_zone(timezone).dt.date().cast(pl.Int32)
 
 
 def _numbered(table: SequenceTable, starts: np.ndarray) -> np.ndarray:
@@ -190,6 +196,7 @@ __all__ = [
     "SESSION_KINDS",
     "SessionKind",
     "SessionRule",
+    "local_day",
     "local_days",
     "record_session_rule",
     "recorded_session_rule",

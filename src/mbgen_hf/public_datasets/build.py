@@ -15,12 +15,14 @@ from mbgen_hf.data.prepare import (
     save_prepared,
 )
 from mbgen_hf.data.read_log import InteractionLog, read_interaction_log
+from mbgen_hf.data.selection import Selection
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.public_datasets.catalog import CONFIGS, PublicDataset, RawForm, public_dataset
 from mbgen_hf.public_datasets.session_json import read_session_json
 
 
 COMPRESSED = ("", ".gz", ".zst")
+ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz")
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,20 @@ def find_raw_files(dataset: PublicDataset, data_dir: str | Path, form: str | Non
     return RawFiles(dataset, complete[0], paths)
 
 
-def read_raw_log(raw: RawFiles, on_bad_rows: str | None = None) -> InteractionLog:
-    """Read the raw files as they are: nothing is filtered yet, the report's counts are those of the files.
+def read_raw_log(raw: RawFiles, on_bad_rows: str | None = None, selection: Selection | None = None) -> InteractionLog:
+    """Read the raw files: the report's counts are those of the files, whatever is selected.
 
     Args:
         raw: the files.
         on_bad_rows: see `read_interaction_log`; by default as the form says, else `raise`.
+        selection: see `read_interaction_log`. GAMER's JSON is read whole all the same.
 
     Raises:
         ValueError: a file is bad.
     """
     if raw.form.reading is None:
         return read_session_json(*raw.paths)
-    return read_interaction_log(raw.paths, **_reading(raw, on_bad_rows))
+    return read_interaction_log(raw.paths, **_reading(raw, on_bad_rows), selection=selection)
 
 
 def dataset_rules(dataset: PublicDataset, form: RawForm, config: str, **changes: Any) -> PreparationRules:
@@ -132,7 +135,8 @@ def build_dataset(
     options = {"dataset": name, "config": config, "form": raw.form.name}
     if raw.form.reading is not None:
         options |= _reading(raw, on_bad_rows)
-    table, report = prepare_log(read_raw_log(raw, on_bad_rows), raw.paths, settled, options)
+    log = read_raw_log(raw, on_bad_rows, settled.selection)
+    table, report = prepare_log(log, raw.paths, settled, options)
     if folder is not None:
         save_prepared(folder, table, report, settled)
     return table, report
@@ -166,11 +170,22 @@ def _missing(
             f"{' and no '.join(missing)}; get it from {begun.source} and put it into this folder"
         )
     choices = " or ".join(f"{', '.join(form.files)} from {form.source}" for form in forms)
-    what = "no such folder" if not folder.is_dir() else "none of them"
     return ValueError(
-        f"{folder}: expected the raw files of {dataset.name}, found {what}; get {choices}; "
+        f"{folder}: expected the raw files of {dataset.name}, found {_contents(folder)}; get {choices}; "
         "put the files, text plain or as .gz or .zst, into this folder"
     )
+
+
+def _contents(folder: Path) -> str:
+    """What there is instead of the raw files, for an error."""
+    if not folder.is_dir():
+        return "a file" if folder.exists() else "no such folder"
+    entries = sorted(folder.iterdir())
+    if not entries:
+        return "none of them, the folder is empty"
+    names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries]
+    unpack = " (unpack the archive)" if any(name.lower().endswith(ARCHIVES) for name in names) else ""
+    return f"none of them but {listed(names, 5)}{unpack}"
 
 
 __all__ = ["RawFiles", "build_dataset", "dataset_rules", "find_raw_files", "read_raw_log"]

@@ -133,8 +133,12 @@ from datasets import load_dataset
 
 dataset = load_dataset("{repo_id}", "{first}")            # train, validation, test
 catalog = load_dataset("{repo_id}", "{first}_catalog", split="catalog")
+behaviors = load_dataset("{repo_id}", "{first}_behaviors", split="behaviors")  # in order of depth, with their levels
 catalog[dataset["test"][0]["item_ids"][0]]["item_id"]     # the raw id of an item
 ```
+
+With mbgen-hf, `SequenceTable.from_dataset(dataset, catalog, behaviors)` is the log to train on again, and
+`mbgen train {repo_id} --config {first} --output FOLDER` does so at once.
 
 ## Behaviors
 

@@ -208,7 +208,7 @@ TMALL = PublicDataset(
             },
             note=(
                 "The log, over a thousand million rows in three parts of 15 to 18 GB: item_id, user_id, action, vtime "
-                "between \\x01, no header. Parts are read whole, so give the memory for those you put there."
+                "between \\x01, no header. Users and days are chosen while it is read."
             ),
         ),
         RawForm(

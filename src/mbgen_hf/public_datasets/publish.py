@@ -1,6 +1,7 @@
 """Prepared folders to a dataset repository: Parquet shards and a card that plain `load_dataset` reads."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from huggingface_hub import HfApi
 
+from mbgen_hf.data.dataset_rows import schema_rows
 from mbgen_hf.data.output_folder import check_output_folder, written_whole
 from mbgen_hf.data.prepare import REPORT_FILE, format_report
 from mbgen_hf.data.sequence_table import CATALOG_FILE, SCHEMA_FILE, SequenceTable
@@ -22,6 +24,10 @@ from mbgen_hf.public_datasets.splits import CONFIG_PROTOCOLS, SPLITS, split_tabl
 SHARD_INTERACTIONS = 8_000_000
 """About 100 MB of Parquet."""
 PUBLISHED_FILES = ("README.md", "data")
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+CATALOG_SUFFIX, BEHAVIORS_SUFFIX = "_catalog", "_behaviors"
+"""What follows the name of a config in those of its catalog and of its behaviors."""
+BEHAVIORS_FILE = "behaviors.parquet"
 
 
 def write_published_folder(
@@ -34,7 +40,8 @@ def write_published_folder(
     """Write what a dataset repository holds: shards for each config and split, the catalogs, the card.
 
     A folder that was prepared with sessions becomes the config `session`, with the splits of the session-wise
-    protocol; any other `sequential`, leave-one-out. `CONFIG_catalog` holds the raw item ids.
+    protocol; any other `sequential`, leave-one-out. `CONFIG_catalog` holds the raw item ids, `CONFIG_behaviors` the
+    behaviors with their levels: from the three `SequenceTable.from_dataset` gets the table back.
 
     Args:
         prepared: folders written by `mbgen prepare`, at most one for each config.
@@ -47,8 +54,10 @@ def write_published_folder(
         The files, relative to `output`.
 
     Raises:
-        ValueError: not a prepared folder, two for one config or of different logs, or a bad output folder.
+        ValueError: not a prepared folder, two for one config or of different logs, or a bad name or output folder.
     """
+    if not REPOSITORY.fullmatch(repo_id):
+        raise ValueError(f"`repo_id`: expected owner/name, found {repo_id!r}")
     folder = check_output_folder(output, overwrite, PUBLISHED_FILES)
     by_config = _by_config(prepared)
     datasets = {config: _dataset(source) for config, source in by_config.items()}
@@ -65,10 +74,12 @@ def write_published_folder(
                 _write_shards(new / "data" / config, table, config, split, shard_interactions)
             for name in (CATALOG_FILE, SCHEMA_FILE):
                 (new / "data" / config / name).write_bytes((source / name).read_bytes())
+            pq.write_table(schema_rows(table.schema), new / "data" / config / BEHAVIORS_FILE)
             configs[config] = {split: f"data/{config}/{split}-*.parquet" for split in SPLITS}
             details[config] = format_report(_report(source))
         for config in by_config:
-            configs[f"{config}_catalog"] = {"catalog": f"data/{config}/{CATALOG_FILE}"}
+            configs[config + CATALOG_SUFFIX] = {"catalog": f"data/{config}/{CATALOG_FILE}"}
+            configs[config + BEHAVIORS_SUFFIX] = {"behaviors": f"data/{config}/{BEHAVIORS_FILE}"}
         title = repo_id.rpartition("/")[2] if dataset is None else dataset.title
         card = published_card(title, repo_id, configs, details, table.schema, dataset)
         (new / "README.md").write_text(card, encoding="utf-8")
@@ -148,4 +159,11 @@ def _write_shard(folder: Path, split: str, number: int, rows: list[pa.Table]) ->
     return path
 
 
-__all__ = ["PUBLISHED_FILES", "push_dataset", "write_published_folder"]
+__all__ = [
+    "BEHAVIORS_SUFFIX",
+    "CATALOG_SUFFIX",
+    "PUBLISHED_FILES",
+    "REPOSITORY",
+    "push_dataset",
+    "write_published_folder",
+]

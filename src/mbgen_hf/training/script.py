@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 from accelerate import PartialState
 
-from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
 from mbgen_hf.evaluation.protocols import protocol_tasks
 from mbgen_hf.evaluation.report import format_report
+from mbgen_hf.public_datasets.published import load_table
 from mbgen_hf.training.settings import load_settings, parse_change
 from mbgen_hf.training.train import train_model
 
@@ -16,8 +16,9 @@ from mbgen_hf.training.train import train_model
 class ScriptArguments:
     """What to train on, how, and where to write."""
 
-    data: str = field(metadata={"help": "folder written by `mbgen prepare`"})
+    data: str = field(metadata={"help": "folder of `mbgen prepare` or `push-dataset`, or owner/name on the Hub"})
     output: str = field(metadata={"help": "checkpoint folder to write"})
+    config: str | None = field(default=None, metadata={"help": "of published data that has several"})
     preset: str | None = field(default=None, metadata={"help": "a preset of the package (default: MODEL-small)"})
     changes: list[str] = field(default_factory=list, metadata={"help": "SECTION.NAME=VALUE changes to the preset"})
     seed: int = field(default=42, metadata={"help": "of weights, order and dropout"})
@@ -40,7 +41,7 @@ def train_and_evaluate(args: ScriptArguments, architecture: str) -> dict:
     settings = load_settings(args.preset or f"{architecture}-small", dict(map(parse_change, args.changes)))
     if settings["architecture"] != architecture:
         raise ValueError(f"`preset`: expected one of {architecture}, found {args.preset!r}")
-    table = SequenceTable.load(args.data)
+    table = load_table(args.data, args.config)
     trained = train_model(table, settings, args.output, args.seed, args.resume, args.overwrite)
     recommender = Recommender(trained.model, trained.tokenizer, table, args.num_beams)
     protocol = settings["data"]["protocol"]
