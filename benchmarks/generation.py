@@ -256,19 +256,16 @@ def parse(arguments=None) -> argparse.Namespace:
 def main(arguments=None) -> list[dict]:
     args = parse(arguments)
     rows = [measure(kind, args) for kind in (SIZES if args.model == "both" else [args.model])]
-    print(
-        f"{'model':8}{'users':>6}{'history':>9}{'beams':>7}{'ours':>10}{'compiled':>10}{'history once':>14}{'stock':>9}"
-        f"{'ratio':>8}{'compiled':>10}{'operations':>12}{'bytes':>9}"
-    )
+    names = ("model", "users", "history", "beams", "ours", "compiled", "history once", "stock", "ratio", "compiled",
+             "operations", "bytes")  # fmt: skip
+    print("".join(f"{name:>13}" for name in names))
     for row in rows:
-        compiled = (
-            (f"{row['compiled_seconds']:9.3f}s", f"{row['compiled_ratio']:9.1f}x") if args.compile else ("-", "-")
-        )
-        print(
-            f"{row['model']:8}{row['users']:6}{row['history']:9}{row['beams']:7}{row['seconds']:9.3f}s"
-            f"{compiled[0]:>10}{row['reading_the_history_seconds']:13.3f}s{row['rival_seconds']:8.2f}s{row['ratio']:7.1f}x"
-            f"{compiled[1]:>10}{row['operations_floor_seconds']:11.3f}s{row['bytes_floor_seconds']:8.3f}s"
-        )
+        cells = [row["model"], row["users"], row["history"], row["beams"]]
+        seconds = ("seconds", "compiled_seconds", "reading_the_history_seconds", "rival_seconds")
+        cells += ["-" if row[name] is None else f"{row[name]:.3f} s" for name in seconds]
+        cells += ["-" if row[name] is None else f"{row[name]:.1f}x" for name in ("ratio", "compiled_ratio")]
+        cells += [f"{row[name]:.3f} s" for name in ("operations_floor_seconds", "bytes_floor_seconds")]
+        print("".join(f"{cell:>13}" for cell in cells))
         print(
             f"    exact: {row['exact_seconds']:.2f} s, {row['exact_expanded_prefixes']:.0f} prefixes a user; the beams "
             f"find {row['beam_recall_of_exact']:.2f} of the true best"
