@@ -267,8 +267,8 @@ def main(arguments=None) -> list[dict]:
         cells += [f"{row[name]:.3f} s" for name in ("operations_floor_seconds", "bytes_floor_seconds")]
         print("".join(f"{cell:>13}" for cell in cells))
         print(
-            f"    exact: {row['exact_seconds']:.2f} s, {row['exact_expanded_prefixes']:.0f} prefixes a user; the beams "
-            f"find {row['beam_recall_of_exact']:.2f} of the true best"
+            f"    exact: {row['exact_seconds']:.2f} s, {row['exact_expanded_prefixes']:.0f} prefixes a user; "
+            f"the beams find {row['beam_recall_of_exact']:.2f} of the true best"
         )
     versions = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
     print(json.dumps({"rows": rows, **versions}))
