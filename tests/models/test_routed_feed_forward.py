@@ -112,9 +112,13 @@ def rows_of(kind: str, period: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
         slots[row, special:end] = torch.arange(1, period + 1).repeat(interactions)
         padding[row, :end] = False
     if kind == "padded on the left":
-        return slots.flip(1).where(slots.flip(1) == 0, period + 1 - slots.flip(1)), padding.flip(1)
+        shifts = padding.sum(1).tolist()
+        return tuple(
+            torch.stack([row.roll(n) for row, n in zip(rows, shifts, strict=True)]) for rows in (slots, padding)
+        )
     if kind == "packed":
-        return torch.cat([slots[:, :5], slots], dim=1), torch.cat([padding[:, :5], padding], dim=1)
+        # As wide as a row of four interactions, so that only its content tells it from one.
+        return tuple(torch.cat([rows[:, :5], rows[:, :12]], dim=1) for rows in (slots, padding))
     if kind == "one column":
         return slots[:, 3:4], padding[:, 3:4]
     if kind == "a part":
