@@ -311,23 +311,24 @@ def peak_memory(device: str) -> float:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**10
 
 
-def best_time(run: Callable[[], object], device: str, repeats: int = 15) -> float:
-    """The fastest of several runs, in seconds."""
-    times = []
+def best_times(runs: list[Callable[[], object]], device: str, repeats: int = 15) -> list[float]:
+    """The fastest of several runs of each, taken in turns, in seconds."""
+    times: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats + 3):
-        synchronize(device)
-        started = time.perf_counter()
-        run()
-        synchronize(device)
-        times.append(time.perf_counter() - started)
-    return min(times[3:])
+        for run, own in zip(runs, times, strict=True):
+            synchronize(device)
+            started = time.perf_counter()
+            run()
+            synchronize(device)
+            own.append(time.perf_counter() - started)
+    return [min(own[3:]) for own in times]
 
 
 def matmul_rate(dtype: torch.dtype, device: str) -> float:
     """FLOP/s of a large matrix product."""
     side = 2048 if device == "cpu" else 8192
     one, two = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / best_time(lambda: one @ two, device, repeats=5)
+    return 2 * side**3 / best_times([lambda: one @ two], device, repeats=5)[0]
 
 
 def arithmetic(model: nn.Module, batch: Batch) -> float:
@@ -348,29 +349,39 @@ def arithmetic(model: nn.Module, batch: Batch) -> float:
     return total
 
 
-def feed_forward(size: str, dtype: torch.dtype, device: str, tokens: int = 4096) -> dict[str, float]:
-    """A routed feed-forward against a dense one of the same arithmetic, forward and backward."""
+def feed_forward(size: str, dtype: torch.dtype, autocast: bool, device: str, rows: int = 16) -> dict[str, float]:
+    """A routed feed-forward against a dense one of the same arithmetic, forward and backward.
+
+    Tokens are those of GAMER: rows of BOS and whole interactions, about 256 tokens each.
+    """
     config, torch_seed = GamerConfig(behaviors=BEHAVIORS, **SIZES[size]["gamer"]), torch.manual_seed(0)
     del torch_seed
-    slots = torch.arange(tokens, device=device)[None] % config.token_space.num_slots
+    period = config.token_space.num_slots - 1
+    row = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1, period + 1).repeat(256 // period)])
+    slots = row.to(device).repeat(rows, 1)
     routing = Routing.from_slots(slots, torch.zeros_like(slots), config.token_space.num_slots)
-    times = {}
+    ratios = {}
     for kind, shape in (("gated", RoutedGatedFeedForward), ("plain", RoutedFeedForward)):
+        runs = []
         for experts in (config.token_space.num_slots, 1):
-            layer = shape(config.hidden_size, config.intermediate_size, experts, 3, 0, F.silu, 0.0)
+            layer = shape(config.hidden_size, config.intermediate_size, experts, 3, 0, nn.SiLU(), 0.0)
             for parameter in layer.parameters():
                 nn.init.normal_(parameter, std=0.05)
             layer.to(device, dtype)
-            states = torch.randn(1, tokens, config.hidden_size, device=device).to(dtype).requires_grad_()
+            states = torch.randn(*slots.shape, config.hidden_size, device=device).to(dtype).requires_grad_()
             gradient = torch.randn_like(states)
 
             def run(layer=layer, states=states, gradient=gradient):
                 states.grad = None
                 layer.zero_grad()
-                layer(states, routing).backward(gradient)
+                with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                    output = layer(states, routing)
+                output.backward(gradient.to(output.dtype))
 
-            times[kind, experts > 1] = best_time(run, device)
-    return {f"{kind}_to_dense": times[kind, True] / times[kind, False] for kind in ("gated", "plain")}
+            runs.append(run)
+        routed, dense = best_times(runs, device, repeats=60)
+        ratios |= {f"{kind}_to_dense": routed / dense, f"{kind}_dense_seconds": dense}
+    return ratios
 
 
 def contenders(kind: str, compile_too: bool) -> list[tuple[str, str, bool, bool, bool]]:
@@ -416,6 +427,12 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Of weights and states, and whether under autocast.
+FEED_FORWARD_TYPES = {
+    "float32": (torch.float32, False),
+    "autocast": (torch.float32, True),
+    "bfloat16": (torch.bfloat16, False),
+}
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -438,7 +455,10 @@ def main(argv: list[str] | None = None) -> dict:
         keep_freed_memory()
     machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     results: dict = {"arguments": {key: str(value) for key, value in vars(args).items()}, "machine": machine}
-    results["feed_forward"] = {name: feed_forward(args.size, dtype, args.device) for name, dtype in DTYPES.items()}
+    results["feed_forward"] = {
+        name: feed_forward(args.size, dtype, autocast, args.device)
+        for name, (dtype, autocast) in FEED_FORWARD_TYPES.items()
+    }
     print(json.dumps({"feed_forward": results["feed_forward"]}), flush=True)
     for kind in args.models.split(","):
         results[kind] = measure(kind, args)

@@ -111,6 +111,29 @@ def test_attention_is_softmax_of_scores_times_values(keys, kind):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("length, total", [(150, 150), (101, 130), (5, 5), (1, 70)])
+@pytest.mark.parametrize("kind", ["boolean", "bias", "gradient"])
+def test_causal_attention_by_blocks_skips_hidden_keys_only(length, total, kind):
+    """With dropout of next to nothing, so that rows longer than those of plain attention go by hand as well."""
+    queries = torch.randn(2, 4, length, 8, requires_grad=True)
+    pairs = [torch.randn(2, 2, total, 8, requires_grad=True) for _ in range(2)]
+    visible = torch.arange(total) <= torch.arange(total - length, total)[:, None]
+    hidden = torch.rand(2, 1, 1, total) < 0.3
+    visible = visible & (~hidden | torch.eye(total, dtype=torch.bool)[total - length :])
+    bias = visible if kind == "boolean" else torch.randn(2, 4, length, total).masked_fill(~visible, -1e30)
+    bias.requires_grad_(kind == "gradient")
+    output = attend(queries, *pairs, bias, 0.4, probability=1e-9, causal=True)
+    scores = queries @ pairs[0].repeat_interleave(2, dim=1).transpose(2, 3) * 0.4
+    scores = scores.masked_fill(~visible, -torch.inf) if kind == "boolean" else scores + bias
+    expected = (scores.softmax(-1) @ pairs[1].repeat_interleave(2, dim=1)).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+    inputs, seed = [queries, *pairs, *([bias] if kind == "gradient" else [])], torch.randn_like(expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(output, inputs, seed), torch.autograd.grad(expected, inputs, seed), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
 def test_attention_weights_are_dropped():
     queries, keys, values = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 4000, 4), torch.ones(1, 1, 4000, 4)
     output = attend(queries, keys, values, None, 1.0, probability=0.5)

@@ -1,8 +1,10 @@
 import pytest
 import torch
 from torch import nn
+from transformers.activations import SiLUActivation
 
-from mbgen_hf.models.routed_feed_forward import RoutedFeedForward, Routing, grouped_matmul
+from mbgen_hf.models.routed_feed_forward import RoutedFeedForward, RoutedGatedFeedForward, Routing, grouped_matmul
+from mbgen_hf.models.slot_order import to_columns, to_rows
 
 
 def layer(num_experts=5, injection_dim=8, d_model=8, d_ff=16) -> RoutedFeedForward:
@@ -96,3 +98,119 @@ def test_float64_agrees_with_float32():
     ends = torch.tensor([2, 2, 7], dtype=torch.int32)
     exact = grouped_matmul(states.double(), weight.double(), ends)
     torch.testing.assert_close(grouped_matmul(states, weight, ends), exact.float(), atol=1e-5, rtol=1e-5)
+
+
+def rows_of(kind: str, period: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slots of rows, and which tokens are padding."""
+    lengths = torch.tensor([3, 1, 2])
+    if kind == "whole":
+        lengths[:] = 3
+    special = {"bos and user": 2, "none in front": 0}.get(kind, 1)
+    slots, padding = torch.zeros(3, special + 12, dtype=torch.long), torch.ones(3, special + 12, dtype=torch.bool)
+    for row, interactions in enumerate(lengths):
+        end = special + period * int(interactions)
+        slots[row, special:end] = torch.arange(1, period + 1).repeat(interactions)
+        padding[row, :end] = False
+    if kind == "padded on the left":
+        shifts = padding.sum(1).tolist()
+        return tuple(
+            torch.stack([row.roll(n) for row, n in zip(rows, shifts, strict=True)]) for rows in (slots, padding)
+        )
+    if kind == "packed":
+        # As wide as a row of four interactions, so that only its content tells it from one.
+        return tuple(torch.cat([rows[:, :5], rows[:, :12]], dim=1) for rows in (slots, padding))
+    if kind == "one column":
+        return slots[:, 3:4], padding[:, 3:4]
+    if kind == "a part":
+        return slots[:, :8], padding[:, :8]
+    return slots, padding
+
+
+@pytest.mark.parametrize("kind", ["whole", "padded on the right", "bos and user", "none in front"])
+def test_rows_of_interactions_are_recognised(kind):
+    slots, padding = rows_of(kind)
+    special = slots.shape[1] - 12
+    routing = Routing.from_slots(slots, torch.zeros_like(slots), 5, padding)
+    assert routing.grid == (special, 3)
+    taken = torch.bucketize(routing.restore, routing.ends, right=True).view(slots.shape)
+    assert torch.equal(taken[~padding], slots[~padding])
+    # The order that indices would give is the one that strided copies give.
+    states = torch.randn(*slots.shape, 2)
+    rows = torch.empty(slots.numel(), 2)
+    to_rows(rows, states, routing)
+    assert torch.equal(rows, states.view(-1, 2)[routing.order])
+    back = torch.empty_like(states)
+    to_columns(back, rows, routing)
+    assert torch.equal(back, states)
+
+
+@pytest.mark.parametrize("kind", ["padded on the left", "packed", "one column", "a part"])
+def test_other_rows_keep_every_slot(kind):
+    slots, padding = rows_of(kind)
+    routing = Routing.from_slots(slots, torch.zeros_like(slots), 5, padding)
+    assert routing.grid is None
+    assert torch.equal(torch.bucketize(routing.restore, routing.ends, right=True).view(slots.shape), slots)
+
+
+def test_tokens_inside_a_row_and_unknown_padding_keep_their_slot():
+    slots, padding = rows_of("padded on the right")
+    assert Routing.from_slots(slots, slots, 5).grid is None
+    padding[0, 4], slots[0, 4] = True, 0
+    assert Routing.from_slots(slots, slots, 5, padding).grid is None
+
+
+KINDS = ["whole", "padded on the right", "bos and user", "none in front", "padded on the left", "packed"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "one column", "a part"])
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_every_kind_of_row_has_the_gradients_of_one_expert_at_a_time(kind, gated, autocast):
+    torch.manual_seed(0)
+    shape = RoutedGatedFeedForward if gated else RoutedFeedForward
+    # At the kink of ReLU rounding to bfloat16 turns a gradient on or off.
+    activation = SiLUActivation() if gated or autocast else nn.ReLU()
+    module = shape(8, 16, 5, 3, 4, activation, dropout=0.0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    slots, padding = rows_of(kind)
+    behaviors = torch.randint(0, 4, slots.shape)
+    one = torch.randn(*slots.shape, 8, requires_grad=True)
+    two = one.detach().clone().requires_grad_()
+    seed = torch.randn(*slots.shape, 8).masked_fill(padding[..., None], 0.0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        mine = module(one, Routing.from_slots(slots, behaviors, 5, padding))
+    (mine * seed).sum().backward()
+    gradients = [parameter.grad.clone() for parameter in module.parameters()]
+    module.zero_grad()
+    inputs = torch.cat([two, module.behavior_embedding(behaviors)], dim=-1)
+    names = ["gate_proj", "up_proj", "down_proj"] if gated else ["wi", "wo"]
+    *first, last = (getattr(module, name).weight[slots] for name in names)
+    before = [torch.einsum("blod,bld->blo", weight, inputs) for weight in first]
+    inner = module.activation(before[0]) * (before[1] if gated else 1.0)
+    plain = torch.einsum("blod,bld->blo", last, inner)
+    (plain * seed).sum().backward()
+
+    def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+        return (found - expected).norm() <= (2e-2 if autocast else 1e-5) * expected.norm()
+
+    assert close(mine[~padding], plain[~padding]) and close(one.grad, two.grad)
+    for gradient, parameter in zip(gradients, module.parameters(), strict=True):
+        assert close(gradient, parameter.grad)
+
+
+def test_dropout_of_inner_states_is_the_same_forward_and_backward():
+    """The gradient along a direction, under a fixed seed, against a difference quotient."""
+    module = RoutedGatedFeedForward(8, 16, 5, 3, 0, SiLUActivation(), dropout=0.3).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    slots, padding = rows_of("padded on the right")
+    routing = Routing.from_slots(slots, slots, 5, padding)
+    states = torch.randn(*slots.shape, 8, dtype=torch.float64)
+
+    def run(*inputs):
+        torch.manual_seed(3)
+        return module(inputs[0], routing)
+
+    assert torch.autograd.gradcheck(run, (states.requires_grad_(), *module.parameters()))
+    assert not torch.allclose(run(states), module.eval()(states, routing))

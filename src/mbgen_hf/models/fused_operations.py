@@ -12,6 +12,9 @@ from torch.autograd.function import once_differentiable
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersLayerNorm
 
+from .by_hand import fuses_by_hand, kept_scale, product_dtype, runs_by_hand
+from .plain_attention import PlainAttention
+
 
 # Up to this many keys, attention by two batched products beats the tiled kernel of the CPU, forward and backward.
 MAX_KEYS_OF_PLAIN_ATTENTION = 96
@@ -22,19 +25,6 @@ HIDDEN = -1e30
 def hidden_score(dtype: torch.dtype) -> float:
     """`HIDDEN`, or the lowest number of a narrower type such as float16."""
     return max(HIDDEN, torch.finfo(dtype).min)
-
-
-def runs_by_hand(states: torch.Tensor) -> bool:
-    """Whether operations on the states run one by one on the CPU, with no compiler or GPU library to fuse them."""
-    return states.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def fuses_by_hand(states: torch.Tensor) -> bool:
-    """Whether these operations run here rather than in a kernel that a compiler or a GPU library fuses.
-
-    Without gradients there is less to win, and the plain formulas give what the stock network gives to the last bit.
-    """
-    return runs_by_hand(states) and torch.is_grad_enabled()
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -99,15 +89,18 @@ class _NormRotate(torch.autograd.Function):
         return *_rms_norm_backward(back, states * inverse, weight, inverse), None, None, None
 
 
-def norm_and_rotate(states: torch.Tensor, norm: Qwen3RMSNorm, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def norm_and_rotate(
+    states: torch.Tensor, norm: Qwen3RMSNorm, cos: torch.Tensor, sin: torch.Tensor, scale: float = 1.0
+) -> torch.Tensor:
     """RMS norm of each head, then rotary embedding.
 
     Args:
         states: `(batch_size, seq_len, num_heads, head_dim)`.
         norm: over `head_dim`.
         cos, sin: `(1 or batch_size, seq_len, head_dim)`.
+        scale: factor of the result.
     """
-    weight, epsilon = norm.weight, norm.variance_epsilon
+    weight, epsilon = norm.weight if scale == 1.0 else norm.weight * scale, norm.variance_epsilon
     precise, dtype = _precise(states), torch.promote_types(states.dtype, weight.dtype)
     cos, sin = cos[:, :, None].to(precise.dtype), sin[:, :, None].to(precise.dtype)
     if fuses_by_hand(states):
@@ -144,11 +137,7 @@ def reorder(rows: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> t
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states: torch.Tensor, probability: float) -> torch.Tensor:
-        # Sixteen random bits decide about one element: a quarter of the random numbers, and exact to 2**-16.
-        dropped = round(probability * 65536)
-        words = torch.empty((states.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        kept = words.view(torch.int16)[: states.numel()].view(states.shape) >= dropped - 32768
-        scale = torch.mul(kept, 65536 / (65536 - dropped)).to(states.dtype)
+        scale = kept_scale(states.shape, probability, states.dtype)
         ctx.save_for_backward(scale)
         return states * scale
 
@@ -195,13 +184,43 @@ def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     return type(layer) is kind and getattr(layer, "bias", None) is None and not hooked
 
 
+def joined(dtype: torch.dtype, dim: int, *weights: torch.Tensor) -> torch.Tensor:
+    """Weights in another type, one behind the other along a dimension, in one pass."""
+    if len(weights) == 1:
+        return weights[0].to(dtype)
+    if all(weight.dtype == dtype for weight in weights):
+        return torch.cat(weights, dim=dim)
+    sizes = [weight.shape[dim] for weight in weights]
+    shape = [*weights[0].shape[:dim], sum(sizes), *weights[0].shape[dim + 1 :]]
+    joint = weights[0].new_empty(shape, dtype=dtype)
+    for part, weight in zip(joint.split(sizes, dim=dim), weights, strict=True):
+        part.copy_(weight)
+    return joint
+
+
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, dtype: torch.dtype, *weights: torch.Tensor) -> torch.Tensor:
+        ctx.sizes, ctx.dtype = [len(weight) for weight in weights], weights[0].dtype
+        return joined(dtype, 0, *weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        return None, *(part.to(ctx.dtype) for part in grad.split(ctx.sizes))
+
+
 def joint_linear(states: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
     """Several linear maps of the same states as one product."""
     # Layers that an adapter or a quantizer has replaced have a forward of their own; without gradients the copy of the
     # weights costs more than it saves.
     if not (all(map(is_plain, layers)) and torch.is_grad_enabled()):
         return tuple(layer(states) for layer in layers)
-    joint = F.linear(states, torch.cat([layer.weight for layer in layers]))
+    weights = [layer.weight for layer in layers]
+    if len({weight.dtype for weight in weights}) > 1 or not runs_by_hand(states):
+        joint = F.linear(states, torch.cat(weights))
+    else:
+        joint = F.linear(states, _Joined.apply(product_dtype(states), *weights))
     return joint.split([layer.out_features for layer in layers], dim=-1)
 
 
@@ -212,6 +231,7 @@ def attend(
     mask: torch.Tensor | None,
     scaling: float,
     probability: float = 0.0,
+    causal: bool = False,
 ) -> torch.Tensor:
     """Attention under a mask, by whatever is fastest for its size.
 
@@ -222,6 +242,7 @@ def attend(
             the scores, with a large negative finite number for a hidden key.
         scaling: factor of the scores.
         probability: of dropping an attention weight.
+        causal: whether the mask hides from every query the keys behind it, the last query being at the last key.
 
     Returns:
         `(batch_size, query_len, num_heads * head_dim)`
@@ -232,29 +253,20 @@ def attend(
     small = small or (mask is not None and mask.requires_grad)  # The kernel has no gradient by the mask.
     # With dropout also without gradients, for the sake of checkpoints.
     by_hand = fuses_by_hand(queries) or (probability > 0 and runs_by_hand(queries))
-    if not (small and by_hand):
-        dtype = torch.promote_types(queries.dtype, values.dtype)
-        queries, keys, values = queries.to(dtype), keys.to(dtype), values.to(dtype)
-        if mask is not None and mask.dtype not in (torch.bool, dtype):
-            mask = mask.clamp(min=torch.finfo(dtype).min).to(dtype)
-        if groups > 1 and queries.device.type != "cpu":
-            # With a mask, grouped heads would send GPUs to a kernel that writes all scores to memory.
-            keys, values = (part.repeat_interleave(groups, dim=1) for part in (keys, values))
-            groups = 1
-        output = F.scaled_dot_product_attention(
-            queries, keys, values, mask, probability, scale=scaling, enable_gqa=groups > 1
-        )
-        return output.transpose(1, 2).reshape(batch, length, -1)
-    # The heads of a group are further query rows of one product: their keys are not repeated.
-    rows = (queries * scaling).reshape(batch, keys.shape[1], groups * length, -1)
-    scores = torch.matmul(rows, keys.transpose(2, 3)).view(batch, heads, length, -1)
-    if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    elif mask is not None:
-        scores = scores + mask
-    weights = dropout(scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)), probability, True)
-    weights = weights.to(values.dtype).view(batch, keys.shape[1], groups * length, -1)
-    return torch.matmul(weights, values).view(batch, heads, length, -1).transpose(1, 2).reshape(batch, length, -1)
+    if small and by_hand:
+        return PlainAttention.apply(queries, keys, values, mask, scaling, probability, causal)
+    dtype = torch.promote_types(queries.dtype, values.dtype)
+    queries, keys, values = queries.to(dtype), keys.to(dtype), values.to(dtype)
+    if mask is not None and mask.dtype not in (torch.bool, dtype):
+        mask = mask.clamp(min=torch.finfo(dtype).min).to(dtype)
+    if groups > 1 and queries.device.type != "cpu":
+        # With a mask, grouped heads would send GPUs to a kernel that writes all scores to memory.
+        keys, values = (part.repeat_interleave(groups, dim=1) for part in (keys, values))
+        groups = 1
+    output = F.scaled_dot_product_attention(
+        queries, keys, values, mask, probability, scale=scaling, enable_gqa=groups > 1
+    )
+    return output.transpose(1, 2).reshape(batch, length, -1)
 
 
 __all__ = [
@@ -265,9 +277,9 @@ __all__ = [
     "FusedSwitchLayerNorm",
     "attend",
     "dropout",
-    "fuses_by_hand",
     "hidden_score",
     "is_plain",
+    "joined",
     "joint_linear",
     "norm_and_rotate",
     "reorder",

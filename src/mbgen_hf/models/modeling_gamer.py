@@ -21,6 +21,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .by_hand import fuses_by_hand
 from .configuration_gamer import GamerConfig
 from .constrained_generation import ConstrainedGenerationMixin
 from .copying_search import copied_log_probs
@@ -30,7 +31,6 @@ from .fused_operations import (
     Dropout,
     FusedQwen3RMSNorm,
     attend,
-    fuses_by_hand,
     hidden_score,
     joint_linear,
     norm_and_rotate,
@@ -81,12 +81,15 @@ class GamerAttention(Qwen3Attention):
     def _attend(self, queries, keys, values, position_embeddings, mask, past_key_values) -> torch.Tensor:
         """Attention of projected states `(batch_size, seq_len, width)`, before the last projection."""
         shape = (*queries.shape[:-1], -1, self.head_dim)
-        queries = norm_and_rotate(queries.view(shape), self.q_norm, *position_embeddings).transpose(1, 2)
+        # Where there are gradients, the scores are scaled along with the norm.
+        scale, rest = (self.scaling, 1.0) if fuses_by_hand(queries) else (1.0, self.scaling)
+        queries = norm_and_rotate(queries.view(shape), self.q_norm, *position_embeddings, scale).transpose(1, 2)
         keys = norm_and_rotate(keys.view(shape), self.k_norm, *position_embeddings).transpose(1, 2)
         values = values.view(shape).transpose(1, 2)
         if past_key_values is not None:
             keys, values = past_key_values.update(keys, values, self.layer_idx)
-        return attend(queries, keys, values, mask, self.scaling, self.attention_dropout if self.training else 0.0)
+        probability = self.attention_dropout if self.training else 0.0
+        return attend(queries, keys, values, mask, rest, probability, causal=True)
 
 
 class GamerCrossLevelAttention(GamerAttention):
@@ -304,7 +307,8 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
         slots, behaviors = space.slots(input_ids), space.behavior_indices(all_input_ids, include_behavior_tokens=True)
         view = self._cross_level_view(masks, behaviors, attention_mask, sequence_ids, new)
         injected = torch.where(slots == BEHAVIOR_SLOT, 0, behaviors[:, new])
-        routing = Routing.from_slots(slots, injected, space.num_slots)
+        padding = (input_ids == PAD) & ~attention_mask[:, -input_ids.shape[1] :].bool()
+        routing = Routing.from_slots(slots, injected, space.num_slots, padding)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for layer in self.layers:
             hidden_states = layer(

@@ -94,7 +94,8 @@ class MBGenAttention(SwitchTransformersAttention):
             queries = self.q(hidden_states)
             keys, values = self._history_keys(key_value_states, past_key_values)
         dropout = self.dropout if self.training else 0.0
-        output = attend(self._heads(queries), keys, values, position_bias, self.scaling, dropout)
+        causal = self.is_decoder and key_value_states is None
+        output = attend(self._heads(queries), keys, values, position_bias, self.scaling, dropout, causal)
         return self.o(output).reshape(shape), position_bias, None
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
@@ -261,7 +262,9 @@ class MBGenStack(MBGenPreTrainedModel, SwitchTransformersStack):
                     "`decoder_behavior_ids`: expected behaviors of the new tokens beside a filled cache, found None"
                 )
             decoder_behavior_ids = space.behavior_indices(input_ids, self.config.inject_behavior_tokens)
-        routing = Routing.from_slots(space.slots(input_ids), decoder_behavior_ids, space.num_slots)
+        routing = Routing.from_slots(
+            space.slots(input_ids), decoder_behavior_ids, space.num_slots, self._padding(input_ids, attention_mask)
+        )
         hidden_states = self.dropout(self.embed_tokens(input_ids))
         position_bias = self._position_bias(hidden_states, attention_mask, past_key_values, seen)
         encoder_bias = None
@@ -280,6 +283,13 @@ class MBGenStack(MBGenPreTrainedModel, SwitchTransformersStack):
         return MoEModelOutputWithPastAndCrossAttentions(
             last_hidden_state=self.dropout(self.final_layer_norm(hidden_states)), past_key_values=past_key_values
         )
+
+    def _padding(self, ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Tokens that nobody reads: hidden by the mask, or in the decoder behind everything else."""
+        padding = ids == self.config.pad_token_id
+        if attention_mask is None:
+            return padding if self.is_decoder else torch.zeros_like(padding)
+        return padding & (attention_mask[:, -ids.shape[1] :] == 0)
 
     def _position_bias(self, states, attention_mask, past_key_values, seen) -> torch.Tensor:
         """Relative position bias with the mask in it: padding, and what follows where the stack is causal."""

@@ -1,59 +1,25 @@
 """Position-routed experts and behavior injection, shared by MBGen (section 3.4) and GAMER (equation 5).
 
-A token's expert is its slot. The slot order of the tokens is found once per forward pass; a layer brings its tokens
-into that order, the experts are one grouped matrix product per weight, and the results are put back. All of it stays
-on the device: no boolean indexing, no host synchronisation, no capacity, no router probability.
+A token's expert is its slot. A layer brings its tokens into slot order, the experts are one grouped matrix product per
+weight, and the results are put back: no capacity, no router probability.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
+from transformers.activations import SiLUActivation
 
-from .fused_operations import Dropout, fuses_by_hand, is_plain, joint_linear, reorder
+from .by_hand import fuses_by_hand, kept_scale, product_dtype
+from .fused_operations import Dropout, is_plain, joined, joint_linear, reorder
+from .slot_order import Routing, Run, by_group, runs_of_one_size, to_columns, to_rows
 
 
-@dataclass(frozen=True)
-class Routing:
-    """Where the tokens of one forward pass go; made once by a stack and read by each of its layers.
-
-    Args:
-        order: `(num_tokens,)` flat positions in slot order, stable.
-        restore: `(num_tokens,)` the inverse permutation.
-        ends: `(num_slots,)` `int32`, where each slot's tokens end in slot order.
-        behaviors: `(batch_size, seq_len)` row of the behavior embedding of every token, 0 = padding.
-        slot: the slot of all tokens where they have the same one; the three before `behaviors` are then `None`.
-    """
-
-    order: torch.Tensor | None
-    restore: torch.Tensor | None
-    ends: torch.Tensor | None
-    behaviors: torch.Tensor
-    slot: int | None = None
-
-    @classmethod
-    def of_slot(cls, slot: int, behaviors: torch.Tensor) -> "Routing":
-        """Tokens that are all of one slot, as in a step of decoding."""
-        return cls(None, None, None, behaviors, slot)
-
-    @classmethod
-    def from_slots(cls, slots: torch.Tensor, behaviors: torch.Tensor, num_slots: int) -> "Routing":
-        """Sort tokens by slot.
-
-        Args:
-            slots (`torch.LongTensor` of shape `(batch_size, seq_len)`): from 0 to `num_slots - 1`.
-            behaviors (`torch.LongTensor` of shape `(batch_size, seq_len)`): rows of the behavior embedding.
-            num_slots: number of experts.
-        """
-        flat = slots.reshape(-1)
-        order = flat.argsort(stable=True)
-        restore = torch.empty_like(order).scatter_(0, order, torch.arange(flat.numel(), device=flat.device))
-        ends = (flat[:, None] <= torch.arange(num_slots, device=flat.device)).sum(0, dtype=torch.int32)
-        return cls(order, restore, ends, behaviors)
+# Multiplications of a product that is worth all threads.
+LARGE_PRODUCT = 2**25
 
 
 def grouped_matmul(states: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
@@ -67,13 +33,12 @@ def grouped_matmul(states: torch.Tensor, weight: torch.Tensor, ends: torch.Tenso
     Returns:
         `(num_tokens, d_out)`
     """
-    device = states.device.type
-    if torch.is_autocast_enabled(device):
-        # `grouped_mm` is on no autocast list: without the casts it would run in float32.
-        dtype = torch.get_autocast_dtype(device)
-        states, weight = states.to(dtype), weight.to(dtype)
+    # `grouped_mm` is on no autocast list: without the casts it would run in float32.
+    dtype = product_dtype(states)
+    states = states.to(dtype)
     if fuses_by_hand(states):
-        return _GroupedMatmul.apply(states, weight, ends)
+        return _GroupedMatmul.apply(states, weight.transpose(1, 2), runs_of_one_size(ends))
+    weight = weight.to(dtype)
     if states.dtype == torch.float64:
         # The kernel has no float64. Every matrix on every row is slower but exact, and float64 is for checking only.
         group = torch.bucketize(torch.arange(states.shape[0], device=states.device), ends, right=True)
@@ -87,44 +52,158 @@ def grouped_matmul(states: torch.Tensor, weight: torch.Tensor, ends: torch.Tenso
 class _GroupedMatmul(torch.autograd.Function):
     """On the CPU, where ends are at hand: neighbouring groups of one size are one batched product.
 
-    In whole interactions all slots but that of special tokens have the same number of tokens.
+    The weight is `(num_groups, d_out, d_in)`, in the layout of a parameter.
     """
 
     @staticmethod
-    def forward(ctx, states: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        states = states.contiguous()
+    def forward(ctx, states: torch.Tensor, weight: torch.Tensor, runs: tuple[Run, ...]) -> torch.Tensor:
+        ctx.of_weight, ctx.runs = weight.dtype, runs
+        states, weight = states.contiguous(), weight.to(states.dtype)
         ctx.save_for_backward(states, weight)
-        ctx.runs = _runs(ends.tolist())
-        output = states.new_empty(len(states), weight.shape[2])
-        for rows, groups, shape in ctx.runs:
-            torch.bmm(states[rows].view(shape), weight[groups], out=output[rows].view(shape))
-        return output
+        return _multiply(states, weight.transpose(1, 2), runs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         states, weight = ctx.saved_tensors
-        grad, grad_states = grad.contiguous(), torch.empty_like(states)
-        # In the layout of the parameter, whose transpose `weight` is.
-        grad_weight = weight.new_zeros(weight.shape[0], weight.shape[2], weight.shape[1])
-        for rows, groups, shape in ctx.runs:
-            own = grad[rows].view(shape)
-            torch.bmm(own, weight[groups].transpose(1, 2), out=grad_states[rows].view(shape))
-            torch.bmm(own.transpose(1, 2), states[rows].view(shape), out=grad_weight[groups])
-        return grad_states, grad_weight.transpose(1, 2), None
+        grad = grad.contiguous()
+        grad_states = _multiply(grad, weight, ctx.runs)
+        return grad_states, _weight_gradient(grad, states, ctx.runs).to(ctx.of_weight), None
 
 
-def _runs(ends: list[int]) -> list[tuple[slice, slice, tuple[int, int, int]]]:
-    """Rows, groups and the shape `(groups, rows of a group, -1)` of neighbouring groups of one size; none empty."""
-    sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    runs, start, group = [], 0, 0
-    for size, members in groupby(sizes):
-        count = len(list(members))
-        if size:
-            rows = slice(start, start + count * size)
-            runs.append((rows, slice(group, group + count), (count, size, -1)))
-        start, group = start + count * size, group + count
-    return runs
+def _multiply(states: torch.Tensor, weight: torch.Tensor, runs: tuple[Run, ...]) -> torch.Tensor:
+    """`(num_tokens, d_in)` and `(num_groups, d_in, d_out)` to `(num_tokens, d_out)`."""
+    output = states.new_empty(len(states), weight.shape[2])
+    parts = weight.split([groups for groups, _ in runs]) if len(runs) > 1 else [weight]
+    for into, part, own in zip(by_group(output, runs), by_group(states, runs), parts, strict=True):
+        _batched(part, own, into)
+    return output
+
+
+def _weight_gradient(grad: torch.Tensor, states: torch.Tensor, runs: tuple[Run, ...]) -> torch.Tensor:
+    """`(num_groups, d_out, d_in)` from `(num_tokens, d_out)` and `(num_tokens, d_in)`."""
+    groups = [count for count, _ in runs]
+    output = grad.new_empty(sum(groups), grad.shape[1], states.shape[1])
+    for into, one, two in zip(output.split(groups), by_group(grad, runs), by_group(states, runs), strict=True):
+        _batched(one.transpose(1, 2), two, into)
+    return output
+
+
+def _batched(one: torch.Tensor, two: torch.Tensor, output: torch.Tensor) -> None:
+    """Batched product. In float32 each thread takes whole ones: large ones that are left over use all threads."""
+    left = len(one) % torch.get_num_threads() if one.dtype == torch.float32 else 0
+    if not 0 < left < len(one) or output[0].numel() * one.shape[2] < LARGE_PRODUCT:
+        torch.bmm(one, two, out=output)
+        return
+    torch.bmm(one[:-left], two[:-left], out=output[:-left])
+    for number in range(len(one) - left, len(one)):
+        torch.mm(one[number], two[number], out=output[number])
+
+
+class _Experts(torch.autograd.Function):
+    """A whole routed feed-forward on the CPU, where starting an operation and reading memory are what costs.
+
+    One copy brings states into slot order and into the type of products, one brings results back. `weights` are those
+    before the activation, gate and up as one product, and the one behind it; `(num_experts, d_out, d_in)` each.
+    """
+
+    @staticmethod
+    def forward(ctx, routing: Routing, activation: str, probability: float, states, injected, *weights: torch.Tensor):
+        dtype, runs, options = product_dtype(states), routing.runs, (activation, probability)
+        parts = [states] if injected is None else [states, injected]
+        output = states.new_empty(states.shape)
+        # In a narrow type, starting the product of a few tokens takes longer than the product in the type of weights.
+        special = routing.special_columns if dtype.itemsize < states.element_size() else 0
+        ctx.runs, kept = runs[1:] if special else runs, []
+        if special:
+            rows = torch.cat([part[:, :special] for part in parts], dim=-1).flatten(0, 1)
+            result, kept = _feed(rows, [weight[:1] for weight in weights], runs[:1], *options)
+            output[:, :special] = result.view(len(states), special, -1)
+            weights = [weight[1:] for weight in weights]
+        rows = states.new_empty(sum(map(math.prod, ctx.runs)), weights[0].shape[2], dtype=dtype)
+        for piece, part in zip(rows.split([part.shape[-1] for part in parts], dim=1), parts, strict=True):
+            to_rows(piece, part, routing)
+        result, kept_too = _feed(rows, weights, ctx.runs, *options)
+        to_columns(output, result, routing)
+        ctx.save_for_backward(*kept, *kept_too)
+        ctx.routing, ctx.activation, ctx.special = routing, activation, special
+        ctx.of_parts = [(part.shape, part.dtype) for part in parts]
+        ctx.of_weights = [(weight.shape[1], weight.dtype) for weight in weights]
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        routing, special, kept = ctx.routing, ctx.special, ctx.saved_tensors
+        grads = [grad.new_empty(shape, dtype=dtype) for shape, dtype in ctx.of_parts]
+        widths = [part.shape[-1] for part in grads]
+        grad_rows = grad.new_empty(len(kept[-7]), grad.shape[-1], dtype=kept[-7].dtype)
+        to_rows(grad_rows, grad, routing)
+        grad_rows, *by_weights = _feed_backward(grad_rows, kept[-7:], ctx.runs, ctx.activation)
+        for part, piece in zip(grads, grad_rows.split(widths, dim=1), strict=True):
+            to_columns(part, piece, routing)
+        pieces = [_of_weights(by_weights, ctx.of_weights)]
+        if special:
+            above = grad[:, :special].to(kept[0].dtype).flatten(0, 1)
+            grad_rows, *by_weights = _feed_backward(above, kept[:7], routing.runs[:1], ctx.activation)
+            for part, piece in zip(grads, grad_rows.split(widths, dim=1), strict=True):
+                part[:, :special] = piece.view(len(grad), special, -1)
+            pieces.insert(0, _of_weights(by_weights, ctx.of_weights))
+        by_weights = [
+            # Contiguous, else it is copied once more where gradients are kept.
+            joined(dtype, 0, *parts).contiguous()
+            for parts, (_, dtype) in zip(zip(*pieces, strict=True), ctx.of_weights, strict=True)
+        ]
+        return None, None, None, *grads, *[None] * (2 - len(grads)), *by_weights
+
+
+def _feed(rows: torch.Tensor, weights, runs: tuple[Run, ...], activation: str, probability: float):
+    """Through the experts, in slot order: the result, and what the way back needs."""
+    (*first, last), dtype, mask = weights, rows.dtype, None
+    joint, second = joined(dtype, 1, *first), last.to(dtype)
+    before = _multiply(rows, joint.transpose(1, 2), runs)
+    gate, up = before.split(last.shape[2], dim=1) if len(first) > 1 else (before, None)
+    active = F.silu(gate) if activation == "silu" else F.relu(gate)
+    inner = active if up is None else active * up
+    if probability:
+        mask = kept_scale(inner.shape, probability, dtype)
+        inner = inner * mask if inner is active else inner.mul_(mask)
+    return _multiply(inner, second.transpose(1, 2), runs), [rows, joint, before, active, mask, inner, second]
+
+
+def _feed_backward(grad: torch.Tensor, kept, runs: tuple[Run, ...], activation: str) -> tuple[torch.Tensor, ...]:
+    """Gradients by rows, by the joint first weights and by the last one."""
+    rows, joint, before, active, mask, inner, second = kept
+    by_inner = _multiply(grad, second, runs)
+    if mask is not None:
+        by_inner.mul_(mask)
+    by_before = _before_activation(activation, by_inner, before, active)
+    by_joint = _weight_gradient(by_before, rows, runs)
+    return _multiply(by_before, joint, runs), by_joint, _weight_gradient(grad, inner, runs)
+
+
+def _of_weights(grads: list[torch.Tensor], of_weights) -> list[torch.Tensor]:
+    """Gradients of the joint first weights and of the last one, for each weight."""
+    return [*grads[0].split([width for width, _ in of_weights[:-1]], dim=1), grads[1]]
+
+
+def _before_activation(
+    activation: str, grad: torch.Tensor, before: torch.Tensor, active: torch.Tensor
+) -> torch.Tensor:
+    """Gradient by `before`, from that by `activation(before)` or by `activation(gate) * up`; `grad` is used up."""
+    if before.shape == active.shape:
+        if activation == "relu":
+            return torch.ops.aten.threshold_backward(grad, active, 0)
+        return torch.ops.aten.silu_backward(grad, before)
+    output = torch.empty_like(before)
+    (gate, up), (by_gate, by_up) = (part.split(active.shape[1], dim=1) for part in (before, output))
+    torch.mul(grad, active, out=by_up)
+    grad.mul_(up)
+    if activation == "relu":
+        torch.ops.aten.threshold_backward.grad_input(grad, active, 0, grad_input=by_gate)
+    else:
+        torch.ops.aten.silu_backward.grad_input(grad, gate, grad_input=by_gate)
+    return output
 
 
 # Traced `F.grouped_mm` accepts bfloat16 only (its meta function rejects float32), so the compiled path sees an
@@ -183,6 +262,10 @@ class RoutedLinear(nn.Module):
         return grouped_matmul(states, self.weight.transpose(1, 2), ends)
 
 
+# Activations whose derivative is written out here; others go the general way.
+ACTIVATIONS = {nn.SiLU: "silu", SiLUActivation: "silu", nn.ReLU: "relu"}
+
+
 class RoutedFeedForward(nn.Module):
     """Feed-forward with one expert per slot, optionally fed with the behavior of each token.
 
@@ -222,9 +305,16 @@ class RoutedFeedForward(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, routing: Routing) -> torch.Tensor:
         """`(batch_size, seq_len, d_model)` to the same shape."""
+        injected = None
         if self.behavior_embedding is not None:
-            behaviors = self.behavior_embedding(routing.behaviors).to(hidden_states.dtype)
-            hidden_states = torch.cat([hidden_states, behaviors], dim=-1)
+            injected = self.behavior_embedding(routing.behaviors)
+        if self._runs_by_hand(hidden_states, routing):
+            weights = [layer.weight for layer in self._maps()]
+            probability = self.dropout.p if self.training else 0.0
+            activation = ACTIVATIONS[type(self.activation)]
+            return _Experts.apply(routing, activation, probability, hidden_states, injected, *weights)
+        if injected is not None:
+            hidden_states = torch.cat([hidden_states, injected.to(hidden_states.dtype)], dim=-1)
         if not self.routed:
             return self._transform(hidden_states)
         if routing.slot is not None:
@@ -233,6 +323,14 @@ class RoutedFeedForward(nn.Module):
         states = reorder(hidden_states.reshape(-1, shape[-1]), routing.order, routing.restore)
         states = self._transform(states, routing.ends)
         return reorder(states, routing.restore, routing.order).reshape(*shape[:-1], -1)
+
+    def _runs_by_hand(self, states: torch.Tensor, routing: Routing) -> bool:
+        # Layers that an adapter or a quantizer has replaced have a forward of their own.
+        plain = self.routed and routing.runs is not None and type(self.activation) in ACTIVATIONS
+        return plain and fuses_by_hand(states) and all(is_plain(layer, RoutedLinear) for layer in self._maps())
+
+    def _maps(self) -> list[nn.Module]:
+        return [self.wi, self.wo]
 
     def _linear(self, in_features: int, out_features: int) -> nn.Module:
         """A map that takes `(states, ends or slot)` where the layer is routed and `(states,)` where it is dense."""
@@ -256,16 +354,18 @@ class RoutedGatedFeedForward(RoutedFeedForward):
         self.up_proj = self._linear(d_in, d_ff)
         self.down_proj = self._linear(d_ff, d_out)
 
+    def _maps(self) -> list[nn.Module]:
+        return [self.gate_proj, self.up_proj, self.down_proj]
+
     def _transform(self, states: torch.Tensor, *ends: torch.Tensor | int) -> torch.Tensor:
+        first = self.gate_proj, self.up_proj
         if not self.routed:
-            gate, up = joint_linear(states, self.gate_proj, self.up_proj)
-        elif not isinstance(ends[0], int) and all(
-            is_plain(part, RoutedLinear) for part in (self.gate_proj, self.up_proj)
-        ):
-            both = torch.cat([self.gate_proj.weight, self.up_proj.weight], dim=1)
+            gate, up = joint_linear(states, *first)
+        elif not isinstance(ends[0], int) and all(is_plain(layer, RoutedLinear) for layer in first):
+            both = torch.cat([layer.weight for layer in first], dim=1)
             gate, up = grouped_matmul(states, both.transpose(1, 2), *ends).chunk(2, dim=-1)
         else:
-            gate, up = self.gate_proj(states, *ends), self.up_proj(states, *ends)
+            gate, up = (layer(states, *ends) for layer in first)
         inner = self.activation(gate) * up
         return self.down_proj(self.dropout(inner), *ends)
 
