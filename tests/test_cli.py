@@ -82,7 +82,7 @@ def test_gamer_runs_through_the_same_commands(shop, tmp_path, capsys, protocol):
         "--set", f"data.protocol={protocol}")  # fmt: skip
     capsys.readouterr()
     run("evaluate", model, "--data", data, "--max-users", 20, "--num-beams", 10)
-    assert capsys.readouterr().out.count("recency") == (3 if protocol == "leave_one_out" else 2)
+    assert capsys.readouterr().out.count("recency ") == (3 if protocol == "leave_one_out" else 2)
     assert json.loads((model / "evaluation.json").read_text())["protocol"] == protocol
     assert "**GAMER**" in (model / "README.md").read_text()
     run("recommend", model, "--history", "click=mug-001", "-k", 3)
