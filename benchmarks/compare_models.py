@@ -16,11 +16,9 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
-
 from mbgen_hf import Recommender, SequenceTable, evaluate_tasks, load_checkpoint, load_settings, train_model
 from mbgen_hf.baselines.sasrec import SASRecBaseline
-from mbgen_hf.evaluation.evaluator import PAPER_HISTORY, Recommendations, score
+from mbgen_hf.evaluation.evaluator import PAPER_HISTORY, baseline_answers, score
 from mbgen_hf.evaluation.protocols import protocol_cases, protocol_training_end, task_cases
 from mbgen_hf.training.settings import parse_change
 
@@ -58,7 +56,7 @@ METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")
 def run_one(table: SequenceTable, name: str, seed: int, args: argparse.Namespace) -> dict:
     """Train and score one model with one seed, or read what an earlier call recorded."""
     folder = args.output / f"{name.replace(' ', '')}-seed{seed}"
-    record = folder / "scores.json"
+    record = folder / ("scores_of_new.json" if args.exclude_seen else "scores.json")
     if record.is_file():
         return json.loads(record.read_text(encoding="utf-8"))
     if name == SASREC:
@@ -81,7 +79,7 @@ def run_one(table: SequenceTable, name: str, seed: int, args: argparse.Namespace
     train_model(table, load_settings(preset, changes), folder, seed, resume=True)
     seconds = time.time() - started
     model, tokenizer = load_checkpoint(folder)
-    recommender = Recommender(model, tokenizer, table, args.num_beams)
+    recommender = Recommender(model, tokenizer, table, args.num_beams, exclude_seen=args.exclude_seen)
     report = evaluate_tasks(recommender, "test", ["target", "behavior"], protocol=args.protocol)
     return keep(record, {"seconds": seconds, "parameters": model.num_parameters(), "report": report})
 
@@ -110,8 +108,7 @@ def run_sasrec(table: SequenceTable, seed: int, args: argparse.Namespace) -> dic
     report = {}
     for task in ("target", "behavior"):
         cases = task_cases(protocol_cases(table, args.protocol, "test", history), task, table.schema)
-        items, scores = baseline.recommend(table, cases, 10)
-        answers = Recommendations(items, np.zeros_like(items, dtype=np.int8), scores)
+        answers = baseline_answers(baseline, table, cases, 10, cases.behavior, args.exclude_seen)
         report[task] = {"model": score(table, cases, answers, task, (1, 5, 10))}
     parameters = sum(parameter.numel() for parameter in baseline.network.parameters())
     return {"seconds": seconds, "parameters": parameters, "report": report}
@@ -174,6 +171,8 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--sasrec-epochs", type=int, default=30)
     parser.add_argument("--validation-users", type=int, default=1000)
     parser.add_argument("--num-beams", type=int, default=20)
+    parser.add_argument("--exclude-seen", action="store_true",
+        help="leave what a history holds out of its list, as a shop would that recommends new things")  # fmt: skip
     parser.add_argument("--users", type=int, help="a fixed random sample of so many users (seed 0) and their items")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.NAME=VALUE",
         help="change a setting of every preset")  # fmt: skip
@@ -182,13 +181,14 @@ def main(argv: list[str] | None = None) -> dict:
     if args.users is not None:
         table = table.sample_users(args.users)
     results: dict = {}
+    ending = "_of_new" if args.exclude_seen else ""
     for seed in map(int, args.seeds.split(",")):
         for name in args.models.split(","):
             results.setdefault(name, {})[str(seed)] = run_one(table, name, seed, args)
             args.output.mkdir(parents=True, exist_ok=True)
-            (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            (args.output / f"results{ending}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             if set(results) != {SASREC}:  # The other models' runs score the baselines as well.
-                (args.output / "results.md").write_text(as_markdown(results, args), encoding="utf-8")
+                (args.output / f"results{ending}.md").write_text(as_markdown(results, args), encoding="utf-8")
     print(as_markdown(results, args))
     return results
 

@@ -111,7 +111,8 @@ def test_evaluate_with_reduced_histories_keeps_the_record(shop, tmp_path):
     run("evaluate", shop / "model", "--data", shop / "data", "--num-beams", 10, "--tasks", "target")
     kept = (shop / "model" / "evaluation.json").read_bytes()
     reports = {}
-    for name, flags in {"targets": ["--drop-targets"], "none": ["--drop-low-levels", "0"]}.items():
+    changes = {"targets": ["--drop-targets"], "none": ["--drop-low-levels", "0"], "new": ["--exclude-seen"]}
+    for name, flags in changes.items():
         output = tmp_path / f"{name}.json"
         run("evaluate", shop / "model", "--data", shop / "data", "--num-beams", 10, "--tasks", "target", *flags,
             "--output", output)  # fmt: skip
@@ -119,6 +120,11 @@ def test_evaluate_with_reduced_histories_keeps_the_record(shop, tmp_path):
     assert (shop / "model" / "evaluation.json").read_bytes() == kept
     assert reports["none"]["tasks"] == json.loads(kept)["tasks"]
     assert reports["targets"]["histories"] == "without targets"
+    # Of lists without what was seen, nothing is found again; popularity and the model have room for what is new.
+    for model in ("model", "recency", "recency_by_behavior", "popularity"):
+        assert reports["new"]["tasks"]["target"][model]["repeat"]["hr@10"] == 0
+        assert (reports["new"]["tasks"]["target"][model]["new"]["hr@10"] > 0) == ("recency" not in model)
+    assert reports["new"]["exclude_seen"] and not reports["none"]["exclude_seen"]
     # Whoever lists the history alone finds nothing once the targets are gone from it.
     assert reports["targets"]["tasks"]["target"]["recency"]["overall"]["hr@10"] == 0
     assert json.loads(kept)["tasks"]["target"]["recency"]["overall"]["hr@10"] > 0

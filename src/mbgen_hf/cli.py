@@ -138,6 +138,8 @@ def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
         help="robustness: leave a share of the lowest level out of the histories; nothing is recorded")  # fmt: skip
     add("--drop-targets", action="store_true",
         help="robustness: leave a case's own targets out of its history; nothing is recorded")  # fmt: skip
+    add("--exclude-seen", action="store_true",
+        help="leave the items of each history out of its list; nothing is recorded")  # fmt: skip
     add("--dataset-name", metavar="NAME", help="name in the record (default: the data folder's)")
     add("--output", metavar="FILE", help="write the JSON record here too")
 
@@ -170,7 +172,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         reduce = Reduction(args.drop_low_levels, args.drop_targets)
     table = load_table(args.data, args.config)
     model, tokenizer = load_checkpoint(args.checkpoint)
-    recommender = Recommender(model, tokenizer, table, args.num_beams, args.batch_size)
+    recommender = Recommender(model, tokenizer, table, args.num_beams, args.batch_size, args.exclude_seen)
     trained = trained_protocol(args.checkpoint)
     protocol = args.protocol or trained
     if (trained, protocol) == ("leave_one_out", "session_wise"):
@@ -178,9 +180,10 @@ def _run_evaluate(args: argparse.Namespace) -> int:
             "`--protocol`: expected 'leave_one_out', which the checkpoint was trained under, found 'session_wise', "
             "whose held-out sessions it has partly seen"
         )
+    as_usual = reduce is None and not args.exclude_seen
     evaluation = evaluate_checkpoint(
         recommender,
-        folder=args.checkpoint if Path(args.checkpoint).is_dir() and reduce is None else None,
+        folder=args.checkpoint if Path(args.checkpoint).is_dir() and as_usual else None,
         dataset=args.dataset_name or Path(args.data).resolve().name,
         split=args.split,
         tasks=args.tasks or protocol_tasks(protocol),

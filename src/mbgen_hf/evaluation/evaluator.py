@@ -8,6 +8,7 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from mbgen_hf.baselines.baseline import Baseline
 from mbgen_hf.baselines.popularity import PopularityBaseline
 from mbgen_hf.baselines.recency import RecencyBaseline, RecencyByBehaviorBaseline
 from mbgen_hf.data.batches import user_tokens
@@ -61,6 +62,7 @@ class Recommender:
         table: the sequences; their catalog indices must be the tokenizer's.
         num_beams: width of the beam search.
         batch_size: histories per `generate` call.
+        exclude_seen: leave the items of each history out of its list, for recommending what is new to a user.
 
     Raises:
         ValueError: the table has another catalog than the tokenizer.
@@ -73,6 +75,7 @@ class Recommender:
         table: SequenceTable,
         num_beams: int = 50,
         batch_size: int = 64,
+        exclude_seen: bool = False,
     ):
         if not np.array_equal(tokenizer.item_ids, table.item_ids):
             raise ValueError(
@@ -85,7 +88,7 @@ class Recommender:
                 f"found {list(table.schema.names)}"
             )
         self.model, self.tokenizer, self.table = model, tokenizer, table
-        self.num_beams, self.batch_size = num_beams, batch_size
+        self.num_beams, self.batch_size, self.exclude_seen = num_beams, batch_size, exclude_seen
         self.user_tokens = user_tokens(table, tokenizer)
         self.session_wise = getattr(model.config, "session_wise_attention", False)
         if self.session_wise and table.session_ids is None:
@@ -95,7 +98,7 @@ class Recommender:
 
     def on(self, table: SequenceTable) -> "Recommender":
         """The same model, asked about another table with the same catalog."""
-        return Recommender(self.model, self.tokenizer, table, self.num_beams, self.batch_size)
+        return Recommender(self.model, self.tokenizer, table, self.num_beams, self.batch_size, self.exclude_seen)
 
     def recommend(
         self, cases: EvaluationCases, k: int, behavior: np.ndarray | None, progress: bool = False
@@ -150,9 +153,13 @@ class Recommender:
             prompt = torch.full((len(cases), 1), BOS)
         else:
             prompt = torch.from_numpy(behavior.astype(np.int64))[:, None] + space.behavior_offset
+        seen = {}
+        if self.exclude_seen:
+            parts = zip(cases.history_start, cases.history_end, strict=True)
+            seen["exclude"] = [self.table.items[start:end] for start, end in parts]
         beams = max(self.num_beams, k, 2)  # Greedy search reports no scores.
         return self.model.generate(
-            **inputs, prompt=prompt, num_beams=beams, num_return_sequences=k, return_dict_in_generate=True
+            **inputs, prompt=prompt, num_beams=beams, num_return_sequences=k, return_dict_in_generate=True, **seen
         )
 
 
@@ -178,7 +185,7 @@ def evaluate_tasks(
     """Scores of a model, and of baselines beside it, on the tasks of MBGen section 3.1.
 
     Args:
-        recommender: the model on its data.
+        recommender: the model on its data; where it leaves out what a history holds, the baselines do as well.
         split: `"validation"` or `"test"`.
         tasks: `"target"`, `"behavior"` and `"behavior_item"`.
         ks: cut-offs, ranked over the whole catalog.
@@ -223,7 +230,7 @@ def evaluate_tasks(
         answers = asker.recommend(own_cases, max(ks), asked, progress)
         report[task] = {"model": score(table, cases, answers, task, ks)}
         for baseline in fitted:
-            answers = _baseline_answers(baseline, shown_table, shown_cases, max(ks), asked)
+            answers = baseline_answers(baseline, shown_table, shown_cases, max(ks), asked, recommender.exclude_seen)
             report[task][baseline.name] = score(table, cases, answers, task, ks)
     return report
 
@@ -254,12 +261,35 @@ def sample(numbers: np.ndarray, count: int | None, seed: int = 0) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(numbers, count, replace=False))
 
 
-def _baseline_answers(baseline, table, cases, k: int, asked) -> Recommendations:
+def baseline_answers(
+    baseline: Baseline, table: SequenceTable, cases: EvaluationCases, k: int, asked, exclude_seen: bool = False
+) -> Recommendations:
+    """What a baseline answers, in the form of a model's answers.
+
+    Args:
+        baseline: fitted.
+        table: the table that `cases` point into.
+        cases: the questions.
+        k: length of the lists.
+        asked: `(num_cases,)` class labels asked for; `None` for pairs of behavior and item.
+        exclude_seen: whether to leave the items of each history out of its list.
+    """
+    wanted = k
+    if exclude_seen:
+        wanted += int((cases.history_end - cases.history_start).max(initial=0))
     if asked is None:
-        items, behaviors, scores = baseline.recommend_pairs(table, cases, k)
-        return Recommendations(items, behaviors, scores)
-    items, scores = baseline.recommend(table, cases, k, behavior=asked)
-    return Recommendations(items, np.where(items >= 0, asked[:, None], -1).astype(np.int8), scores)
+        items, behaviors, scores = baseline.recommend_pairs(table, cases, wanted)
+    else:
+        items, scores = baseline.recommend(table, cases, wanted, behavior=asked)
+        behaviors = np.where(items >= 0, asked[:, None], -1)
+    if exclude_seen:
+        seen = cases.in_history(table, items)
+        items, behaviors, scores = (
+            np.where(seen, blank, part) for part, blank in ((items, -1), (behaviors, -1), (scores, -np.inf))
+        )
+        order = np.argsort(seen, axis=1, kind="stable")[:, :k]
+        items, behaviors, scores = (np.take_along_axis(part, order, 1) for part in (items, behaviors, scores))
+    return Recommendations(items.astype(np.int32), behaviors.astype(np.int8), scores)
 
 
-__all__ = ["Recommendations", "Recommender", "evaluate_tasks", "sample", "score"]
+__all__ = ["Recommendations", "Recommender", "baseline_answers", "evaluate_tasks", "sample", "score"]

@@ -91,6 +91,15 @@ class EvaluationCases:
         first = _first_positions(table, self.users[:, None], self.targets)
         return (self.targets >= 0) & (first < self.history_end[:, None])
 
+    def in_history(self, table: SequenceTable, items: np.ndarray) -> np.ndarray:
+        """Which of `(num_cases, k)` items are in the part of the history that is shown; false for -1."""
+        lengths = np.maximum(self.history_end - self.history_start, 0).astype(np.int64)
+        rows = np.repeat(np.arange(len(self)), lengths)
+        offset = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        shown = rows * np.int64(table.num_items) + table.items[self.history_start[rows] + offset]
+        asked = np.arange(len(self))[:, None] * np.int64(table.num_items) + items
+        return np.isin(asked, shown) & (items >= 0)
+
 
 def leave_one_out_cases(table: SequenceTable, split: Split = "validation", max_history: int = 50) -> EvaluationCases:
     """One case per user: the last interaction is the test target, the second last the validation target.

@@ -188,6 +188,8 @@ def behavior_groups(eligible: torch.Tensor | None, count: int, device) -> tuple[
 
 
 def _indices(name: str, row, device) -> torch.Tensor:
+    if isinstance(row, np.ndarray) and not row.flags.writeable:
+        row = row.copy()  # Columns of datasets are such; torch would warn.
     try:
         return torch.as_tensor(row, device=device).flatten()
     except (TypeError, ValueError, RuntimeError):

@@ -25,7 +25,8 @@ def evaluate_checkpoint(
         options: as for `evaluate_tasks`.
 
     Returns:
-        `{"dataset", "protocol", "split", "histories", "num_beams", "max_users", "seed", ..., "tasks": {...}}`
+        `{"dataset", "protocol", "split", "histories", "exclude_seen", "num_beams", "max_users", "seed", ...,
+        "tasks": {...}}`
     """
     table: SequenceTable = recommender.table
     tasks = evaluate_tasks(recommender, split, **options)
@@ -34,6 +35,7 @@ def evaluate_checkpoint(
         "protocol": options.get("protocol", "leave_one_out"),
         "split": split,
         "histories": str(options.get("reduce_histories") or "whole"),
+        "exclude_seen": recommender.exclude_seen,
         "num_beams": recommender.num_beams,
         "max_users": options.get("max_users"),
         "seed": options.get("seed", 0),
