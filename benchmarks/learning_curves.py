@@ -23,19 +23,26 @@ PANELS = {
 COLORS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8d5a97", "#edae49", "#555555", "#00a6a6", "#a0522d")
 
 
-def read_curves(folder: Path) -> dict[str, list[list[dict]]]:
+def read_curves(folder: Path, models: list[str] | None = None) -> dict[str, list[list[dict]]]:
     """The validation records of every run: model name to one list per seed.
 
+    Args:
+        folder: output folder of `compare_models.py`.
+        models: names of the models, in their order; all by default.
+
     Raises:
-        ValueError: the folder holds no finished run.
+        ValueError: the folder holds no finished run, or none of a model.
     """
-    curves: dict[str, list[list[dict]]] = {}
+    curves: dict[str, list[list[dict]]] = {name: [] for name in models or []}
     for run in sorted(folder.glob("*-seed*")):
-        history = run / HISTORY_FILE
-        if history.is_file():
+        history, key = run / HISTORY_FILE, run.name.rpartition("-seed")[0]
+        # Folders have the names without spaces.
+        name = next((model for model in models or [key] if model.replace(" ", "") == key), None)
+        if name is not None and history.is_file():
             records = json.loads(history.read_text(encoding="utf-8"))
-            name = run.name.rpartition("-seed")[0]
             curves.setdefault(name, []).append([record for record in records if "eval_loss" in record])
+    if missing := [name for name, runs in curves.items() if not runs]:
+        raise ValueError(f"`--models`: expected models with a finished run in {folder}, found none of {missing}")
     if not curves:
         raise ValueError(f"{folder}: expected runs of `compare_models.py`, found none that is finished")
     return curves
@@ -54,11 +61,12 @@ def draw(curves: dict[str, list[list[dict]]], output: Path, title: str) -> None:
             for number, records in enumerate(runs):
                 points = [(record["step"], record[key]) for record in records if key in record]
                 axis.plot(*zip(*points, strict=True), color=color, marker=".", lw=1.4, label=None if number else name)
-        axis.set(title=label, xlabel="steps")
+        axis.set(title=label, xlabel="steps", xscale="log")
         if key != "eval_loss":
             axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(curves), frameon=False)
+    legend = {"loc": "outside lower center", "ncols": min(len(curves), 6), "frameon": False}
+    figure.legend(*axes[0].get_legend_handles_labels(), **legend)
     figure.suptitle(title)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
@@ -69,9 +77,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw the validation curves of finished runs.")
     parser.add_argument("folder", type=Path, help="output folder of compare_models.py")
     parser.add_argument("picture", type=Path, help="file to write, .png or .svg")
+    parser.add_argument("--models", help="names as `compare_models.py` has them (default: all)")
     parser.add_argument("--title", default="")
     args = parser.parse_args(argv)
-    draw(read_curves(args.folder), args.picture, args.title)
+    draw(read_curves(args.folder, args.models and args.models.split(",")), args.picture, args.title)
 
 
 if __name__ == "__main__":

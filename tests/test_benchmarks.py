@@ -30,8 +30,16 @@ def test_compare_models_writes_tables_and_its_curves_can_be_drawn(tmp_path, caps
     table = (results / "results.md").read_text()
     assert table.count("| recency |") == 2 and table.count("| gamer + copying |") == 2
     assert compare(options) == json.loads(json.dumps(found))  # read back, not run again
-    load("learning_curves").main([str(results), str(tmp_path / "curves.png")])
+    assert "| recency by behavior |" in table
+    of_new = compare([*options, "--exclude-seen"])["sasrec"]["0"]["report"]["target"]["model"]
+    assert of_new["repeat"]["hr@10"] == 0 and of_new != found["sasrec"]["0"]["report"]["target"]["model"]
+    curves = load("learning_curves").main
+    curves([str(results), str(tmp_path / "curves.png"), "--models", "gamer + copying"])
     assert (tmp_path / "curves.png").stat().st_size > 5_000
+    with pytest.raises(
+        ValueError, match=r"`--models`: expected models with a finished run in .*found none of \['mbgen'\]"
+    ):
+        curves([str(results), str(tmp_path / "none.png"), "--models", "mbgen"])
     checkpoint = str(results / "gamer+copying-seed0")
     reports = load("calibration").main(
         [str(data), checkpoint, "--protocol", "session_wise", "--users", "40", "--num-beams", "20"]
@@ -49,7 +57,7 @@ def test_compare_models_writes_tables_and_its_curves_can_be_drawn(tmp_path, caps
     with pytest.raises(ValueError, match="expected 1 different names, found"):
         load("attention").main([str(data), checkpoint, "--names", "one,two"])
     with pytest.raises(ValueError, match="expected runs of `compare_models.py`, found none"):
-        load("learning_curves").main([str(data), str(tmp_path / "none.png")])
+        curves([str(data), str(tmp_path / "none.png")])
 
 
 @pytest.fixture(scope="module")
