@@ -139,7 +139,7 @@ def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
     add("--drop-targets", action="store_true",
         help="robustness: leave a case's own targets out of its history; nothing is recorded")  # fmt: skip
     add("--exclude-seen", action="store_true",
-        help="leave the items of each history out of its list; nothing is recorded")  # fmt: skip
+        help="leave out what each user has touched before; nothing is recorded")  # fmt: skip
     add("--dataset-name", metavar="NAME", help="name in the record (default: the data folder's)")
     add("--output", metavar="FILE", help="write the JSON record here too")
 
@@ -229,6 +229,8 @@ def _run_recommend(args: argparse.Namespace) -> int:
     _check_parent(args.output)
     if args.history is not None and args.data is not None:
         raise ValueError("`--data`: expected it with --users only, found it beside --history")
+    if args.history is not None and args.config is not None:
+        raise ValueError("`--config`: expected it with --data only, found it beside --history")
     if args.users is not None and args.data is None:
         raise ValueError("`--data`: expected the prepared folder that holds --users, found none")
     model, tokenizer = load_checkpoint(args.checkpoint)

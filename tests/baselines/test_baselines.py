@@ -10,6 +10,7 @@ from mbgen_hf.baselines.popularity import PopularityBaseline
 from mbgen_hf.baselines.recency import RecencyBaseline, RecencyByBehaviorBaseline
 from mbgen_hf.data.behavior_schema import BehaviorSchema
 from mbgen_hf.data.sequence_table import SequenceTable
+from mbgen_hf.evaluation.evaluator import baseline_answers
 from mbgen_hf.evaluation.metrics import joint_ids, mean_metrics, ranking_metrics
 from mbgen_hf.evaluation.protocols import leave_one_out_cases, task_cases, training_end
 from mbgen_hf.simulation import simulate_shop
@@ -106,6 +107,23 @@ def test_recency_by_behavior_matches_a_loop_on_a_simulated_log():
         expected = sorted(recent, key=lambda item: (item in had) != again)[:6]
         assert items[row].tolist() == expected + [-1] * (6 - len(expected))
         assert (np.diff(scores[row, : len(expected)]) < 0).all()
+
+
+def test_baselines_leave_out_all_that_was_seen():
+    table = simulate_shop(80, 24, seed=6, min_length=3).table()
+    cases = leave_one_out_cases(table, "test", max_history=4)
+    for make in BASELINES:
+        baseline = make().fit(table)
+        for asked in (cases.behavior, None):
+            found = baseline_answers(baseline, table, cases, 10, asked, exclude_seen=True)
+            for row, user in enumerate(cases.users):
+                past = set(table.items[table.offsets[user] : cases.history_end[row]].tolist())
+                listed = found.items[row][found.items[row] >= 0].tolist()
+                assert not past & set(listed)
+                if baseline.name == "popularity":
+                    plain = baseline_answers(baseline, table, cases, 400, asked)
+                    unseen = [item for item in plain.items[row].tolist() if item >= 0 and item not in past]
+                    assert listed == unseen[:10]
 
 
 def test_recency_pairs_items_with_the_usual_follow_up(table):

@@ -7,7 +7,7 @@ import torch
 from model_fixtures import HISTORIES, gamer_tokenizer, tiny_gamer, tiny_model, tokenizer_of
 from transformers import CompileConfig, GenerationConfig
 
-from mbgen_hf.models.compiled_search import CompiledSearch, search
+from mbgen_hf.models.compiled_search import MOST_SHAPES, CompiledSearch, search
 
 
 class CountingBackend:
@@ -81,6 +81,18 @@ def test_what_was_compiled_is_not_copied_with_its_model():
     other = copy.deepcopy(compiled)
     assert isinstance(other, CompiledSearch)
     assert other.get(CompileConfig(mode=None)) is not first
+
+
+def test_there_is_room_for_many_shapes(monkeypatch):
+    limits = []
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda *args: limits.append(recompile_limit()))
+    before = recompile_limit()
+    CompiledSearch().get(CompileConfig())()
+    assert limits == [MOST_SHAPES] and recompile_limit() == before < MOST_SHAPES
+
+
+def recompile_limit() -> int:
+    return torch._dynamo.config.recompile_limit
 
 
 @pytest.mark.slow

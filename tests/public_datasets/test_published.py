@@ -1,5 +1,6 @@
 """What was published comes back: plain `load_dataset`, then the same table, cases, training and commands."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import datasets
@@ -123,6 +124,37 @@ def test_rows_of_ones_own_need_no_catalog() -> None:
     assert (table.items.tolist(), table.behaviors.tolist()) == ([2, 0, 1, 0], [2, 0, 2, 0])
     assert (table.offsets.tolist(), table.session_ids.tolist()) == ([0, 1, 4], [0, 0, 0, 1])
     assert table.schema.levels == (0, 1, 1) and table.schema.target == "buy"
+
+
+def test_times_are_seconds_or_dates() -> None:
+    columns = {"user_id": [0, 1], "item_ids": [["x", "y"], ["z"]], "behaviors": [["buy", "buy"], ["buy"]]}
+    schema = Dataset.from_dict({"behavior": ["buy"], "level": [0], "target": [True]})
+    whole = [[1577836800, 1577836860], [1577836801]]
+    dates = [[datetime.fromtimestamp(second, UTC) for second in row] for row in whole]
+    for times in (whole, dates):
+        table = SequenceTable.from_dataset(Dataset.from_dict({**columns, "timestamps": times}), behaviors=schema)
+        assert table.timestamps.tolist() == [1577836800, 1577836860, 1577836801]
+    for name, values, message in (
+        ("timestamps", [[1.5, 2.0], [3.0]], "whole seconds or dates, found Float64"),
+        ("timestamps", [["1", "2"], ["3"]], "whole seconds or dates, found String"),
+        ("item_ids", ["x", "y"], "expected a list in each row of 'item_ids', found string"),
+        ("user_id", [1.0, 2.0], "expected integers or strings in 'user_id', found Float64"),
+    ):
+        rows = Dataset.from_dict({**columns, "timestamps": whole, name: values})
+        with pytest.raises(ValueError, match=message):
+            SequenceTable.from_dataset(rows, behaviors=schema)
+
+
+def test_splits_are_compared_by_their_users(shop) -> None:
+    dataset, catalog, behaviors = parts(shop[0] / "published", "session")
+    whole = SequenceTable.from_dataset(dataset, catalog, behaviors)
+    shuffled = DatasetDict(dataset | {"train": dataset["train"].shuffle(seed=1).flatten_indices()})
+    assert SequenceTable.from_dataset(shuffled, catalog, behaviors).fingerprint() == whole.fingerprint()
+    count = dataset["test"].num_rows // 2
+    apart = {name: split.select(range(count)) for name, split in dataset.items()}
+    apart["test"] = dataset["test"].select(range(count, 2 * count))
+    with pytest.raises(ValueError, match="expected the same users in every split"):
+        SequenceTable.from_dataset(DatasetDict(apart), catalog, behaviors)
 
 
 def changed(rows: Dataset, name: str, change) -> Dataset:

@@ -99,8 +99,11 @@ class RecencyByBehaviorBaseline(RecencyBaseline):
     ) -> tuple[np.ndarray, np.ndarray]:
         if behavior is None:
             return super().recommend(table, cases, k)
-        if self.again is None:
-            raise ValueError("`recommend`: expected a fitted baseline, found none; call `fit(table)` first")
+        if self.again is None or len(self.again) != len(table.schema):
+            raise ValueError(
+                f"`table`: expected a baseline fitted on the {len(table.schema)} behaviors of this table, found "
+                f"{'none' if self.again is None else len(self.again)}; call `fit(table)` first"
+            )
         longest = max(int((cases.history_end - cases.history_start).max(initial=0)), k)
         positions, scores = _recent_positions(table, cases, longest)
         items = np.where(positions >= 0, table.items[positions], -1)

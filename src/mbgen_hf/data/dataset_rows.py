@@ -47,6 +47,8 @@ def table_from_dataset(
     schema = _schema(behaviors)
     table = rows.with_format("arrow")[:]
     users = _column(table, "user_id")
+    if not (users.dtype.is_integer() or users.dtype == pl.String):
+        raise ValueError(f"`dataset`: expected integers or strings in 'user_id', found {users.dtype}")
     order = users.arg_sort().to_numpy()
     if users.is_duplicated().any():
         raise ValueError("`dataset`: expected one row for each user, found users with several")
@@ -56,7 +58,8 @@ def table_from_dataset(
         positions = flat_ranges(begin, end)[1]
         flat = {name: values[positions] for name, values in flat.items()}
         offsets = np.concatenate([[0], np.cumsum(end - begin)])
-    _check_times(flat["timestamps"].to_numpy(), offsets)
+    times = _seconds(flat["timestamps"])
+    _check_times(times, offsets)
     items, item_ids = _items(flat["item_ids"], catalog)
     sessions = flat.get("session_ids")
     found = SequenceTable(
@@ -66,7 +69,7 @@ def table_from_dataset(
         offsets=offsets.astype(np.int64),
         items=items.astype(np.int32),
         behaviors=_labels(flat["behaviors"], rows, schema),
-        timestamps=flat["timestamps"].cast(pl.Int64).to_numpy(),
+        timestamps=times,
         session_ids=None if sessions is None else number_sessions(sessions, offsets),
     )
     if "history_length" in table.column_names:
@@ -81,8 +84,9 @@ def _whole_rows(dataset: Dataset | DatasetDict) -> Dataset:
             expected = "a published dataset, or one split with all interactions of each user"
             raise ValueError(f"`dataset`: expected {expected}, found the splits {list(dataset)}; pass one of them")
         rows = dataset[WHOLE_SPLIT]
+        users = _users_of(rows)
         for name, split in dataset.items():
-            if split.num_rows != rows.num_rows or split.data["user_id"] != rows.data["user_id"]:
+            if not _users_of(split).equals(users):
                 raise ValueError(
                     f"`dataset`: expected the same users in every split, found others in {name!r} than in "
                     f"{WHOLE_SPLIT!r}; filter all of them alike, or pass the split {WHOLE_SPLIT!r} alone"
@@ -99,6 +103,13 @@ def _whole_rows(dataset: Dataset | DatasetDict) -> Dataset:
     if not rows.num_rows:
         raise ValueError("`dataset`: expected at least one row, found none")
     return rows
+
+
+def _users_of(split: Dataset) -> pl.Series:
+    """Raw user ids in ascending order, whatever the order of the rows."""
+    if "user_id" not in split.column_names:
+        raise ValueError(f"`dataset`: expected the column 'user_id' in every split, found {split.column_names}")
+    return pl.from_arrow(split.select_columns("user_id").with_format("arrow")[:]["user_id"]).sort()
 
 
 def _schema(behaviors: Dataset | BehaviorSchema | None) -> BehaviorSchema:
@@ -132,6 +143,8 @@ def _flat(table: pa.Table) -> tuple[dict[str, pl.Series], np.ndarray]:
     for name in LISTS:
         if name not in table.column_names:
             continue
+        if not (pa.types.is_list(table[name].type) or pa.types.is_large_list(table[name].type)):
+            raise ValueError(f"`dataset`: expected a list in each row of {name!r}, found {table[name].type}")
         found = pc.list_value_length(table[name]).to_numpy()
         flat[name] = pl.from_arrow(pc.list_flatten(table[name]))
         if lengths is None:
@@ -147,6 +160,15 @@ def _flat(table: pa.Table) -> tuple[dict[str, pl.Series], np.ndarray]:
     if not lengths.all():
         raise ValueError(f"`dataset`: expected interactions of every user, found none in row {int(lengths.argmin())}")
     return flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _seconds(times: pl.Series) -> np.ndarray:
+    """Seconds since the epoch, of those or of dates; `(num_interactions,)` `int64`."""
+    if times.dtype in (pl.Date, pl.Datetime):
+        return times.dt.epoch("s").to_numpy()
+    if not times.dtype.is_integer():
+        raise ValueError(f"`dataset`: expected 'timestamps' of whole seconds or dates, found {times.dtype}")
+    return times.cast(pl.Int64).to_numpy()
 
 
 def _check_times(times: np.ndarray, offsets: np.ndarray) -> None:

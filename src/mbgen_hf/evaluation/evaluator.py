@@ -62,7 +62,8 @@ class Recommender:
         table: the sequences; their catalog indices must be the tokenizer's.
         num_beams: width of the beam search.
         batch_size: histories per `generate` call.
-        exclude_seen: leave the items of each history out of its list, for recommending what is new to a user.
+        exclude_seen: leave out whatever a user has touched before, also before the part of the history that the model
+            reads.
 
     Raises:
         ValueError: the table has another catalog than the tokenizer.
@@ -155,7 +156,7 @@ class Recommender:
             prompt = torch.from_numpy(behavior.astype(np.int64))[:, None] + space.behavior_offset
         seen = {}
         if self.exclude_seen:
-            parts = zip(cases.history_start, cases.history_end, strict=True)
+            parts = zip(self.table.offsets[cases.users], cases.history_end, strict=True)
             seen["exclude"] = [self.table.items[start:end] for start, end in parts]
         beams = max(self.num_beams, k, 2)  # Greedy search reports no scores.
         return self.model.generate(
@@ -185,7 +186,7 @@ def evaluate_tasks(
     """Scores of a model, and of baselines beside it, on the tasks of MBGen section 3.1.
 
     Args:
-        recommender: the model on its data; where it leaves out what a history holds, the baselines do as well.
+        recommender: the model on its data; where it leaves out what was seen, the baselines do as well.
         split: `"validation"` or `"test"`.
         tasks: `"target"`, `"behavior"` and `"behavior_item"`.
         ks: cut-offs, ranked over the whole catalog.
@@ -272,18 +273,19 @@ def baseline_answers(
         cases: the questions.
         k: length of the lists.
         asked: `(num_cases,)` class labels asked for; `None` for pairs of behavior and item.
-        exclude_seen: whether to leave the items of each history out of its list.
+        exclude_seen: whether to leave out whatever a user has touched before.
     """
     wanted = k
     if exclude_seen:
-        wanted += int((cases.history_end - cases.history_start).max(initial=0))
+        past = int((cases.history_end - table.offsets[cases.users]).max(initial=0))
+        wanted += past if asked is not None else past * len(table.schema)
     if asked is None:
         items, behaviors, scores = baseline.recommend_pairs(table, cases, wanted)
     else:
         items, scores = baseline.recommend(table, cases, wanted, behavior=asked)
         behaviors = np.where(items >= 0, asked[:, None], -1)
     if exclude_seen:
-        seen = cases.in_history(table, items)
+        seen = cases.in_past(table, items)
         items, behaviors, scores = (
             np.where(seen, blank, part) for part, blank in ((items, -1), (behaviors, -1), (scores, -np.inf))
         )

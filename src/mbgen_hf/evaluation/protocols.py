@@ -91,12 +91,13 @@ class EvaluationCases:
         first = _first_positions(table, self.users[:, None], self.targets)
         return (self.targets >= 0) & (first < self.history_end[:, None])
 
-    def in_history(self, table: SequenceTable, items: np.ndarray) -> np.ndarray:
-        """Which of `(num_cases, k)` items are in the part of the history that is shown; false for -1."""
-        lengths = np.maximum(self.history_end - self.history_start, 0).astype(np.int64)
+    def in_past(self, table: SequenceTable, items: np.ndarray) -> np.ndarray:
+        """Which of `(num_cases, k)` items the user had touched before, in the whole past; false for -1."""
+        start = table.offsets[self.users]
+        lengths = np.maximum(self.history_end - start, 0).astype(np.int64)
         rows = np.repeat(np.arange(len(self)), lengths)
         offset = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        shown = rows * np.int64(table.num_items) + table.items[self.history_start[rows] + offset]
+        shown = rows * np.int64(table.num_items) + table.items[start[rows] + offset]
         asked = np.arange(len(self))[:, None] * np.int64(table.num_items) + items
         return np.isin(asked, shown) & (items >= 0)
 

@@ -37,6 +37,8 @@ def kept_scale(shape: tuple[int, ...], probability: float, dtype: torch.dtype) -
     Sixteen random bits decide about one element: a quarter of the random numbers, and exact to 2**-16.
     """
     count, dropped = math.prod(shape), round(probability * 65536)
+    if dropped == 65536:
+        return torch.zeros(shape, dtype=dtype)
     kept, factor = _random_words((count + 3) // 4).view(torch.int16)[:count].view(shape), 65536 / (65536 - dropped)
     # 0 or 1 in the type of the bits: unlike a boolean, that is compared and converted many elements at a time.
     torch.ge(kept, dropped - 32768, out=kept)
@@ -48,8 +50,8 @@ def kept_scale(shape: tuple[int, ...], probability: float, dtype: torch.dtype) -
 def _random_words(count: int) -> torch.Tensor:
     """64 random bits each, as the seed of torch has it; many of them by a generator of half the cost."""
     if count < MANY_WORDS:
-        return torch.empty(count, dtype=torch.int64).random_(-(2**63), None)
-    seed = int(torch.randint(2**62, ()))
+        return torch.empty(count, dtype=torch.int64, device="cpu").random_(-(2**63), None)
+    seed = int(torch.randint(2**62, (), device="cpu"))
     return torch.from_numpy(np.random.SFC64(seed).random_raw(count).view(np.int64))
 
 

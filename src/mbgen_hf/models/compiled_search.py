@@ -5,6 +5,7 @@ that a compiled search holds no break and waits for nothing: `compile_config` of
 stock caches of fixed size. Its mode "reduce-overhead" makes one CUDA graph of it on GPUs.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -42,11 +43,24 @@ def search(
     return beam_search(expansion, prompt_ids, num_beams)
 
 
+# Graphs of one function; the library's own limit is 8, which a morning of different histories exceeds.
+MOST_SHAPES = 64
+
+
+def _with_many_shapes(compiled: Callable[..., Beams]) -> Callable[..., Beams]:
+    @functools.wraps(search)
+    def run(*args) -> Beams:
+        with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
+            return compiled(*args)
+
+    return run
+
+
 class CompiledSearch:
     """`search`, compiled as asked the last time.
 
     A new shape of a request (users, history length, beams, sets of another size) is a new graph, as everywhere in
-    `torch.compile`: batches padded to a few lengths keep them few.
+    `torch.compile`, up to `MOST_SHAPES` of them: batches padded to a few lengths keep them few.
     """
 
     def __init__(self):
@@ -64,8 +78,8 @@ class CompiledSearch:
             compile_config = CompileConfig(**compile_config)
         options = compile_config.to_dict()
         if self._key != repr(options):
-            self._key, self._compiled = repr(options), torch.compile(search, **options)
+            self._key, self._compiled = repr(options), _with_many_shapes(torch.compile(search, **options))
         return self._compiled
 
 
-__all__ = ["CompiledSearch", "search"]
+__all__ = ["MOST_SHAPES", "CompiledSearch", "search"]

@@ -180,7 +180,8 @@ class FusedSwitchLayerNorm(SwitchTransformersLayerNorm):
 
 def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     """Whether a linear map is no more than its weight: no bias, nothing replaced, no hook to run around it."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook")
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    hooked = any(hooks) or hasattr(layer, "_hf_hook")
     return type(layer) is kind and getattr(layer, "bias", None) is None and not hooked
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.activations import SiLUActivation
 
-from .by_hand import fuses_by_hand, product_dtype
+from .by_hand import fuses_by_hand, product_dtype, runs_by_hand
 from .experts_by_hand import Experts, GroupedMatmul
 from .fused_operations import Dropout, is_plain, joint_linear, reorder
 from .slot_order import Routing, runs_of_one_size
@@ -165,7 +165,9 @@ class RoutedFeedForward(nn.Module):
     def _runs_by_hand(self, states: torch.Tensor, routing: Routing) -> bool:
         # Layers that an adapter or a quantizer has replaced have a forward of their own.
         plain = self.routed and routing.runs is not None and type(self.activation) in ACTIVATIONS
-        return plain and fuses_by_hand(states) and all(is_plain(layer, RoutedLinear) for layer in self._maps())
+        # With dropout also without gradients: a checkpoint's first pass must drop what its recomputation drops.
+        by_hand = fuses_by_hand(states) or (self.training and self.dropout.p > 0 and runs_by_hand(states))
+        return plain and by_hand and all(is_plain(layer, RoutedLinear) for layer in self._maps())
 
     def _maps(self) -> list[nn.Module]:
         return [self.wi, self.wo]

@@ -81,8 +81,8 @@ class Routing:
 
 
 def _slots_of_columns(num_special: int, num_interactions: int, num_slots: int) -> torch.Tensor:
-    columns = torch.arange(1, num_slots).repeat(num_interactions)
-    return torch.cat([torch.full((num_special,), SPECIAL_SLOT), columns])
+    columns = torch.arange(1, num_slots, device="cpu").repeat(num_interactions)
+    return torch.cat([torch.full((num_special,), SPECIAL_SLOT, device="cpu"), columns])
 
 
 def _grid(slots: torch.Tensor, num_slots: int, padding: torch.Tensor | None) -> tuple[int, int] | None:

@@ -24,7 +24,7 @@ from mbgen_hf.public_datasets.splits import CONFIG_PROTOCOLS, SPLITS, split_tabl
 SHARD_INTERACTIONS = 8_000_000
 """About 100 MB of Parquet."""
 PUBLISHED_FILES = ("README.md", "data")
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 CATALOG_SUFFIX, BEHAVIORS_SUFFIX = "_catalog", "_behaviors"
 """What follows the name of a config in those of its catalog and of its behaviors."""
 BEHAVIORS_FILE = "behaviors.parquet"
