@@ -12,7 +12,7 @@ from mbgen_hf.evaluation.attention_weights import Observation, observe_attention
 from mbgen_hf.evaluation.protocols import EvaluationCases, leave_one_out_cases, session_wise_cases
 from mbgen_hf.models.configuration_gamer import GamerConfig
 from mbgen_hf.models.configuration_mbgen import MBGenConfig
-from mbgen_hf.models.history_copying import Interactions
+from mbgen_hf.models.interactions import Interactions
 from mbgen_hf.models.modeling_gamer import GamerForCausalLM
 from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
 from mbgen_hf.models.token_space import BOS

@@ -6,7 +6,8 @@ import pytest
 import torch
 from model_fixtures import HISTORIES, gamer_tokenizer, tiny_gamer, tiny_model, tokenizer_of
 
-from mbgen_hf.models.history_copying import Interactions, distance_bucket, happened_with_items, masked_logsumexp
+from mbgen_hf.models.history_copying import distance_bucket, masked_logsumexp
+from mbgen_hf.models.interactions import Interactions, happened_with_items
 
 
 KINDS = ["mbgen", "gamer"]

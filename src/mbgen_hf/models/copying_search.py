@@ -3,7 +3,8 @@
 import torch
 from transformers import PreTrainedModel
 
-from .history_copying import Interactions, next_code_log_probs, precise, same_item
+from .history_copying import next_code_log_probs, precise
+from .interactions import Interactions, same_item
 from .shared_history import DecodingContext
 from .token_space import FIRST_CODE_SLOT
 

@@ -35,7 +35,8 @@ from .fused_operations import (
     joint_linear,
     norm_and_rotate,
 )
-from .history_copying import HistoryCopying, Interactions, likelihood_gain, mixed_log_probs, precise
+from .history_copying import HistoryCopying, likelihood_gain, mixed_log_probs, precise
+from .interactions import Interactions
 from .routed_feed_forward import RoutedGatedFeedForward, RoutedLinear, Routing
 from .token_loss import LossKernel, label_log_probs, logits_of_next_slot, token_loss
 from .token_space import BEHAVIOR_SLOT, PAD

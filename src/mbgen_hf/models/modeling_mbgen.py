@@ -25,7 +25,8 @@ from .constrained_generation import ConstrainedGenerationMixin
 from .copying_search import copied_log_probs
 from .decoding_mbgen import MBGenDecoder
 from .fused_operations import Dropout, FusedSwitchLayerNorm, attend, hidden_score, joint_linear, runs_by_hand
-from .history_copying import CopyChoice, HistoryCopying, Interactions, likelihood_gain, mixed_log_probs, precise
+from .history_copying import CopyChoice, HistoryCopying, likelihood_gain, mixed_log_probs, precise
+from .interactions import Interactions
 from .routed_feed_forward import RoutedFeedForward, Routing
 from .token_loss import LossKernel, label_log_probs, logits_of_next_slot, token_loss
 from .token_space import BEHAVIOR_SLOT, SPECIAL_SLOT
