@@ -17,6 +17,8 @@ import statistics
 import time
 from pathlib import Path
 
+from compare_models import cell, keep
+
 from mbgen_hf import Recommender, SequenceTable, evaluate_tasks, load_checkpoint, load_settings, train_model
 from mbgen_hf.simulation import simulate_shop
 from mbgen_hf.training.settings import parse_change
@@ -49,8 +51,7 @@ def train_and_score(table: SequenceTable, preset: str, changes: dict, seed: int,
     recommender = Recommender(model, tokenizer, table, args.num_beams)
     report = evaluate_tasks(recommender, "test", ["target"], protocol=args.protocol)["target"]
     scores = {"seconds": seconds, "epochs": changes["training.num_train_epochs"], "report": report}
-    record.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    return scores
+    return keep(record, scores)
 
 
 def encoders(table: SequenceTable, seed: int, args) -> dict[str, dict]:
@@ -93,18 +94,13 @@ def as_markdown(results: dict[str, list[dict]]) -> str:
     lines = ["| | epochs | seconds | " + " | ".join(METRICS) + " |", "|---" * (3 + len(METRICS)) + "|"]
     for name, runs in results.items():
         cells = [mean(run["epochs"] for run in runs), mean(run["seconds"] for run in runs)]
-        cells += [spread([run["report"]["model"]["overall"][metric] for run in runs]) for metric in METRICS]
+        cells += [cell([run["report"]["model"]["overall"][metric] for run in runs]) for metric in METRICS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def mean(values) -> str:
     return f"{statistics.mean(values):.0f}"
-
-
-def spread(values: list[float]) -> str:
-    more = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{more}"
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -5,6 +5,7 @@ from typing import Self
 import numpy as np
 
 from mbgen_hf.baselines.baseline import Baseline, check_length, training_mask
+from mbgen_hf.data.ranges import flat_ranges
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.evaluation.protocols import EvaluationCases
 
@@ -80,18 +81,10 @@ class RecencyByBehaviorBaseline(RecencyBaseline):
         kept = np.flatnonzero(training_mask(table, training_end))
         users = np.repeat(np.arange(table.num_users), table.lengths)[kept]
         pairs = users * np.int64(table.num_items) + table.items[kept]
-        again = np.zeros(len(table.schema), dtype=np.int64)
         behaviors = table.behaviors[kept]
-        _, first = np.unique(pairs, return_index=True)
-        repeats = np.ones(len(pairs), dtype=bool)
-        repeats[first] = False
-        for behavior in range(len(table.schema)):
-            asked = np.flatnonzero(behaviors == behavior)
-            _, first = np.unique(pairs[asked], return_index=True)
-            had = np.ones(len(asked), dtype=bool)
-            had[first] = False
-            again[behavior] = 2 * had.sum() - repeats[asked].sum()
-        self.again = again > 0
+        repeated, had = _repeats(pairs), _repeats(pairs * len(table.schema) + behaviors)
+        mostly_had = np.bincount(behaviors, weights=2.0 * had - repeated, minlength=len(table.schema))
+        self.again = mostly_had > 0
         return self
 
     def recommend(
@@ -115,6 +108,13 @@ class RecencyByBehaviorBaseline(RecencyBaseline):
         return np.take_along_axis(items, order, 1).astype(np.int32), np.take_along_axis(scores, order, 1)
 
 
+def _repeats(keys: np.ndarray) -> np.ndarray:
+    """Which keys stand earlier in the array as well."""
+    repeated = np.ones(len(keys), dtype=bool)
+    repeated[np.unique(keys, return_index=True)[1]] = False
+    return repeated
+
+
 def _had(table: SequenceTable, cases: EvaluationCases, asked: np.ndarray, items: np.ndarray) -> np.ndarray:
     """Which `(num_cases, k)` items have had the behavior asked of their case in its history."""
     rows, positions = _history(cases)
@@ -125,10 +125,8 @@ def _had(table: SequenceTable, cases: EvaluationCases, asked: np.ndarray, items:
 
 def _history(cases: EvaluationCases) -> tuple[np.ndarray, np.ndarray]:
     """Case and position of every interaction in the histories, the newest of each case first."""
-    lengths = np.maximum(cases.history_end - cases.history_start, 0).astype(np.int64)
-    rows = np.repeat(np.arange(len(cases)), lengths)
-    age = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 1
-    return rows, cases.history_end[rows] - age
+    rows, positions = flat_ranges(cases.history_start, cases.history_end)
+    return rows, cases.history_start[rows] + cases.history_end[rows] - 1 - positions
 
 
 def _recent_positions(table: SequenceTable, cases: EvaluationCases, k: int) -> tuple[np.ndarray, np.ndarray]:

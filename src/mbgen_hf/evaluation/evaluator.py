@@ -285,7 +285,7 @@ def baseline_answers(
         items, scores = baseline.recommend(table, cases, wanted, behavior=asked)
         behaviors = np.where(items >= 0, asked[:, None], -1)
     if exclude_seen:
-        seen = cases.in_past(table, items)
+        seen = cases.touched_before(table, items)
         items, behaviors, scores = (
             np.where(seen, blank, part) for part, blank in ((items, -1), (behaviors, -1), (scores, -np.inf))
         )

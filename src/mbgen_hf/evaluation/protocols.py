@@ -88,18 +88,12 @@ class EvaluationCases:
         Returns:
             `(num_cases, max_targets)` bool, `False` where `targets` is padded.
         """
-        first = _first_positions(table, self.users[:, None], self.targets)
-        return (self.targets >= 0) & (first < self.history_end[:, None])
+        return self.touched_before(table, self.targets)
 
-    def in_past(self, table: SequenceTable, items: np.ndarray) -> np.ndarray:
-        """Which of `(num_cases, k)` items the user had touched before, in the whole past; false for -1."""
-        start = table.offsets[self.users]
-        lengths = np.maximum(self.history_end - start, 0).astype(np.int64)
-        rows = np.repeat(np.arange(len(self)), lengths)
-        offset = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        shown = rows * np.int64(table.num_items) + table.items[start[rows] + offset]
-        asked = np.arange(len(self))[:, None] * np.int64(table.num_items) + items
-        return np.isin(asked, shown) & (items >= 0)
+    def touched_before(self, table: SequenceTable, items: np.ndarray) -> np.ndarray:
+        """The same for any `(num_cases, k)` items, `False` for -1."""
+        first = _first_positions(table, self.users[:, None], items)
+        return (items >= 0) & (first < self.history_end[:, None])
 
 
 def leave_one_out_cases(table: SequenceTable, split: Split = "validation", max_history: int = 50) -> EvaluationCases:

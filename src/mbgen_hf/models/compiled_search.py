@@ -16,6 +16,18 @@ from .request_catalog import RequestCatalog
 from .shared_history_search import Beams, Expansion, beam_search
 
 
+def read_histories(
+    model: PreTrainedModel,
+    inputs: dict[str, torch.Tensor],
+    prompt_ids: torch.LongTensor,
+    catalog: RequestCatalog,
+    over_catalog: bool,
+) -> Expansion:
+    """What every search goes on from; arguments as in `search`."""
+    decoder = model.start_decoding(prompt_len=prompt_ids.shape[1], **inputs)
+    return Expansion(model, decoder, catalog, model.config.token_space, over_catalog)
+
+
 def search(
     model: PreTrainedModel,
     inputs: dict[str, torch.Tensor],
@@ -36,8 +48,7 @@ def search(
         num_beams: beams per user.
         by_behavior: results of behavior-aware sampling; `None` for plain beam search.
     """
-    decoder = model.start_decoding(prompt_len=prompt_ids.shape[1], **inputs)
-    expansion = Expansion(model, decoder, catalog, model.config.token_space, over_catalog)
+    expansion = read_histories(model, inputs, prompt_ids, catalog, over_catalog)
     if by_behavior is not None:
         return behavior_aware_search(expansion, prompt_ids, num_beams, by_behavior)
     return beam_search(expansion, prompt_ids, num_beams)
@@ -82,4 +93,4 @@ class CompiledSearch:
         return self._compiled
 
 
-__all__ = ["MOST_SHAPES", "CompiledSearch", "search"]
+__all__ = ["MOST_SHAPES", "CompiledSearch", "read_histories", "search"]

@@ -6,7 +6,7 @@ from transformers import initialization as init
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput
 from transformers.utils import ModelOutput
 
-from .compiled_search import CompiledSearch
+from .compiled_search import CompiledSearch, read_histories
 from .exact_search import exact_search
 from .generation_request import BeamRequest, beam_request, check_modes, generation_settings
 from .item_trie import ItemTrie
@@ -15,7 +15,7 @@ from .pipeline_recommendation import TASK, RecommendationPipeline
 from .prompts import match_rows, resolve_prompt
 from .request_catalog import RequestCatalog
 from .shared_history import DecodingContext
-from .shared_history_search import Beams, Expansion, normalized
+from .shared_history_search import Beams, normalized
 from .token_space import BEHAVIOR_SLOT, PAD, TokenSpace
 
 
@@ -234,8 +234,7 @@ class ConstrainedGenerationMixin:
         """The answer of the shared-history search, in the form of stock `generate`."""
         results, proof = request.num_return_sequences, None
         if request.exact:
-            decoder = self.start_decoding(prompt_len=prompt_ids.shape[1], **inputs)
-            expansion = Expansion(self, decoder, catalog, self.config.token_space, over_catalog)
+            expansion = read_histories(self, inputs, prompt_ids, catalog, over_catalog)
             batch = max(request.num_beams, EXACT_BATCH)
             proof = exact_search(expansion, prompt_ids, results, batch, request.node_budget)
             beams = proof.beams

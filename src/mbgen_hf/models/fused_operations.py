@@ -285,5 +285,4 @@ __all__ = [
     "norm_and_rotate",
     "reorder",
     "rms_norm",
-    "runs_by_hand",
 ]

@@ -20,11 +20,12 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .by_hand import runs_by_hand
 from .configuration_mbgen import MBGenConfig
 from .constrained_generation import ConstrainedGenerationMixin
 from .copying_search import copied_log_probs
 from .decoding_mbgen import MBGenDecoder
-from .fused_operations import Dropout, FusedSwitchLayerNorm, attend, hidden_score, joint_linear, runs_by_hand
+from .fused_operations import Dropout, FusedSwitchLayerNorm, attend, hidden_score, joint_linear
 from .history_copying import CopyChoice, HistoryCopying, likelihood_gain, mixed_log_probs, precise
 from .interactions import Interactions
 from .routed_feed_forward import RoutedFeedForward, Routing

@@ -118,7 +118,7 @@ def shared_attention(
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    bias: torch.Tensor | None = None,
+    bias: torch.Tensor,
     scaling: float = 1.0,
 ) -> torch.Tensor:
     """Attention of beams to what their user shares: all beams of a user are query rows of one attention.
@@ -135,10 +135,8 @@ def shared_attention(
     """
     users, beams, _ = queries.shape
     rows, group = _rows_of_kv_heads(queries, keys)
-    if bias is not None and bias.shape[2:4] != (1, 1):
-        bias = bias.expand(-1, -1, beams, group, -1).flatten(2, 3)
-    elif bias is not None:
-        bias = bias.squeeze(3)
+    # One row for all beams, or one for each head of each beam.
+    bias = bias.expand(-1, -1, -1, group if bias.shape[2] > 1 else 1, -1).flatten(2, 3)
     output = F.scaled_dot_product_attention(rows, keys, values, bias, scale=scaling)
     return _beams_of_kv_heads(output, users, beams)
 
