@@ -186,6 +186,8 @@ class PlainGatedFeedForward(PlainFeedForward):
 
     @property
     def weights(self) -> list[torch.Tensor]:
+        if self.routed:
+            return [*self.gate_up_proj.weight.chunk(2, dim=1), self.down_proj.weight]
         return [self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight]
 
     def expert(self, states: torch.Tensor, number: int | None) -> torch.Tensor:
@@ -349,10 +351,10 @@ def arithmetic(model: nn.Module, batch: Batch) -> float:
     return total
 
 
-def feed_forward(size: str, dtype: torch.dtype, autocast: bool, device: str, rows: int = 16) -> dict[str, float]:
+def feed_forward(size: str, dtype: torch.dtype, autocast: bool, device: str, rows: int) -> dict[str, float]:
     """A routed feed-forward against a dense one of the same arithmetic, forward and backward.
 
-    Tokens are those of GAMER: rows of BOS and whole interactions, about 256 tokens each.
+    Tokens are those of GAMER: rows of BOS and whole interactions, about 256 tokens each. The goal is 1.15.
     """
     config, torch_seed = GamerConfig(behaviors=BEHAVIORS, **SIZES[size]["gamer"]), torch.manual_seed(0)
     del torch_seed
@@ -361,10 +363,13 @@ def feed_forward(size: str, dtype: torch.dtype, autocast: bool, device: str, row
     slots = row.to(device).repeat(rows, 1)
     routing = Routing.from_slots(slots, torch.zeros_like(slots), config.token_space.num_slots)
     ratios = {}
-    for kind, shape in (("gated", RoutedGatedFeedForward), ("plain", RoutedFeedForward)):
+    for kind, shape, activation in (
+        ("gated", RoutedGatedFeedForward, nn.SiLU()),
+        ("plain", RoutedFeedForward, nn.ReLU()),
+    ):
         runs = []
         for experts in (config.token_space.num_slots, 1):
-            layer = shape(config.hidden_size, config.intermediate_size, experts, 3, 0, nn.SiLU(), 0.0)
+            layer = shape(config.hidden_size, config.intermediate_size, experts, 3, 0, activation, 0.0)
             for parameter in layer.parameters():
                 nn.init.normal_(parameter, std=0.05)
             layer.to(device, dtype)
@@ -379,7 +384,7 @@ def feed_forward(size: str, dtype: torch.dtype, autocast: bool, device: str, row
                 output.backward(gradient.to(output.dtype))
 
             runs.append(run)
-        routed, dense = best_times(runs, device, repeats=60)
+        routed, dense = best_times(runs, device, repeats=max(960 // rows, 10))
         ratios |= {f"{kind}_to_dense": routed / dense, f"{kind}_dense_seconds": dense}
     return ratios
 
@@ -442,6 +447,8 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--seconds", type=float, default=10, help="least time of each measurement")
     parser.add_argument("--batch", type=int, help="rows of a batch; by default that of the size")
     parser.add_argument("--batches", type=int, default=16, help="different batches")
+    parser.add_argument("--feed-forward-rows", type=int, nargs="*", default=[16, 64], metavar="ROWS",
+        help="of about 256 tokens, for the feed-forward alone")  # fmt: skip
     parser.add_argument("--users", type=int, default=2000)
     parser.add_argument("--longest", type=int, default=50, help="most interactions of a user")
     parser.add_argument("--dropout", type=float, default=0.1)
@@ -456,8 +463,9 @@ def main(argv: list[str] | None = None) -> dict:
     machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     results: dict = {"arguments": {key: str(value) for key, value in vars(args).items()}, "machine": machine}
     results["feed_forward"] = {
-        name: feed_forward(args.size, dtype, autocast, args.device)
+        f"{name}, {rows} rows": feed_forward(args.size, dtype, autocast, args.device, rows)
         for name, (dtype, autocast) in FEED_FORWARD_TYPES.items()
+        for rows in args.feed_forward_rows
     }
     print(json.dumps({"feed_forward": results["feed_forward"]}), flush=True)
     for kind in args.models.split(","):

@@ -116,4 +116,7 @@ def to_our_gamer_weights(weights: dict[str, torch.Tensor], golden: dict) -> dict
             ours[name.replace(".mlp.mlp.", ".mlp.")] = value
         elif ".experts." not in name:
             ours[name] = value
+    for name in [name for name in ours if name.endswith(".gate_proj.weight") and ours[name].dim() == 3]:
+        both = [ours.pop(name), ours.pop(name.replace("gate_proj", "up_proj"))]
+        ours[name.replace("gate_proj", "gate_up_proj")] = torch.cat(both, dim=1)
     return ours

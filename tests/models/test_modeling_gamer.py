@@ -241,13 +241,13 @@ def test_save_and_load_and_checkpoint_keys(tmp_path, gamer):
     assert torch.equal(loaded.item_codes, gamer.item_codes)
     assert {
         "item_codes",
-        "model.layers.0.mlp.gate_proj.weight",
+        "model.layers.0.mlp.gate_up_proj.weight",
         "model.layers.0.mlp.behavior_embedding.weight",
         "model.layers.2.cross_attn.q_behavior_embedding.weight",
         "model.layers.2.post_self_attention_layernorm.weight",
         "model.layers.3.post_cross_attention_layernorm.weight",
     } <= set(gamer.state_dict())
-    assert gamer.state_dict()["model.layers.0.mlp.up_proj.weight"].std().item() == pytest.approx(0.4, rel=0.1)
+    assert gamer.state_dict()["model.layers.0.mlp.gate_up_proj.weight"].std().item() == pytest.approx(0.4, rel=0.1)
 
 
 def test_gradient_checkpointing_and_bf16_run(gamer):

@@ -4,7 +4,7 @@ from torch import nn
 from transformers.activations import SiLUActivation
 
 from mbgen_hf.models.routed_feed_forward import RoutedFeedForward, RoutedGatedFeedForward, Routing, grouped_matmul
-from mbgen_hf.models.slot_order import to_columns, to_rows
+from mbgen_hf.models.slot_order import Blocks
 
 
 def layer(num_experts=5, injection_dim=8, d_model=8, d_ff=16) -> RoutedFeedForward:
@@ -134,14 +134,16 @@ def test_rows_of_interactions_are_recognised(kind):
     assert routing.grid == (special, 3)
     taken = torch.bucketize(routing.restore, routing.ends, right=True).view(slots.shape)
     assert torch.equal(taken[~padding], slots[~padding])
-    # The order that indices would give is the one that strided copies give.
-    states = torch.randn(*slots.shape, 2)
-    rows = torch.empty(slots.numel(), 2)
-    to_rows(rows, states, routing)
-    assert torch.equal(rows, states.view(-1, 2)[routing.order])
-    back = torch.empty_like(states)
-    to_columns(back, rows, routing)
-    assert torch.equal(back, states)
+    # Strided copies (into another type, or of several parts) give the order that an index gives.
+    one, two = torch.randn(*slots.shape, 2), torch.randn(*slots.shape, 3)
+    dtypes = [torch.float64] * len(routing.runs)
+    blocks = Blocks.of_columns([one, two], routing, dtypes)
+    expected = torch.cat([one, two], dim=-1).double().view(-1, 5)[routing.order]
+    assert torch.equal(torch.cat([block.flatten(0, 1) for block in blocks.of_runs]), expected)
+    for back, part in zip(
+        blocks.to_columns(routing, [(2, torch.float32), (3, torch.float32)]), (one, two), strict=True
+    ):
+        assert torch.equal(back, part)
 
 
 @pytest.mark.parametrize("kind", ["padded on the left", "packed", "one column", "a part"])
@@ -184,9 +186,8 @@ def test_every_kind_of_row_has_the_gradients_of_one_expert_at_a_time(kind, gated
     gradients = [parameter.grad.clone() for parameter in module.parameters()]
     module.zero_grad()
     inputs = torch.cat([two, module.behavior_embedding(behaviors)], dim=-1)
-    names = ["gate_proj", "up_proj", "down_proj"] if gated else ["wi", "wo"]
-    *first, last = (getattr(module, name).weight[slots] for name in names)
-    before = [torch.einsum("blod,bld->blo", weight, inputs) for weight in first]
+    first, last = (layer.weight[slots] for layer in module._maps())
+    before = torch.einsum("blod,bld->blo", first, inputs).chunk(2 if gated else 1, dim=-1)
     inner = module.activation(before[0]) * (before[1] if gated else 1.0)
     plain = torch.einsum("blod,bld->blo", last, inner)
     (plain * seed).sum().backward()

@@ -1,18 +1,17 @@
 """Experts on the CPU: products in slot order and the whole routed feed-forward, with backward passes of their own."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from .by_hand import kept_scale, product_dtype
-from .fused_operations import joined
-from .slot_order import Routing, Run, by_group, to_columns, to_rows
+from .slot_order import Blocks, Routing, Run, by_group
 
 
 # Multiplications of a product that is worth all threads.
 LARGE_PRODUCT = 2**25
+# Fewer tokens of an expert are not worth a product in a narrow type.
+FEW_TOKENS = 64
 
 
 class GroupedMatmul(torch.autograd.Function):
@@ -69,88 +68,86 @@ def _batched(one: torch.Tensor, two: torch.Tensor, output: torch.Tensor) -> None
 class Experts(torch.autograd.Function):
     """A whole routed feed-forward on the CPU, where starting an operation and reading memory are what costs.
 
-    One copy brings states into slot order and into the type of products, one brings results back. `weights` are those
-    before the activation, gate and up as one product, and the one behind it; `(num_experts, d_out, d_in)` each.
+    One copy brings states into slot order and into the type of products, one brings results back. `first` is the
+    weight before the activation, gate and up as one, and `second` that behind it: `(num_experts, d_out, d_in)` each.
+    `parts` are the states, and the injected embedding if there is one.
     """
 
     @staticmethod
-    def forward(ctx, routing: Routing, activation: str, probability: float, states, injected, *weights: torch.Tensor):
-        dtype, runs, options = product_dtype(states), routing.runs, (activation, probability)
-        parts = [states] if injected is None else [states, injected]
-        output = states.new_empty(states.shape)
-        # In a narrow type, starting the product of a few tokens takes longer than the product in the type of weights.
-        special = routing.special_columns if dtype.itemsize < states.element_size() else 0
-        ctx.runs, kept = runs[1:] if special else runs, []
-        if special:
-            rows = torch.cat([part[:, :special] for part in parts], dim=-1).flatten(0, 1)
-            result, kept = _feed(rows, [weight[:1] for weight in weights], runs[:1], *options)
-            output[:, :special] = result.view(len(states), special, -1)
-            weights = [weight[1:] for weight in weights]
-        rows = states.new_empty(sum(map(math.prod, ctx.runs)), weights[0].shape[2], dtype=dtype)
-        for piece, part in zip(rows.split([part.shape[-1] for part in parts], dim=1), parts, strict=True):
-            to_rows(piece, part, routing)
-        result, kept_too = _feed(rows, weights, ctx.runs, *options)
-        to_columns(output, result, routing)
-        ctx.save_for_backward(*kept, *kept_too)
-        ctx.routing, ctx.activation, ctx.special = routing, activation, special
-        ctx.of_parts = [(part.shape, part.dtype) for part in parts]
-        ctx.of_weights = [(weight.shape[1], weight.dtype) for weight in weights]
-        return output
+    def forward(ctx, routing: Routing, activation: str, probability: float, first, second, *parts: torch.Tensor):
+        dtype = product_dtype(parts[0])
+        # In a narrow type, starting the product of a few tokens takes longer than the product in float32.
+        wide = torch.promote_types(dtype, torch.float32)
+        ctx.dtypes = [dtype if size >= FEW_TOKENS else wide for _, size in routing.runs]
+        ctx.routing, ctx.activation, ctx.weights = routing, activation, [(w.shape, w.dtype) for w in (first, second)]
+        ctx.parts = [(part.shape[-1], part.dtype) for part in parts]
+        blocks, kept = Blocks.of_columns(parts, routing, ctx.dtypes).of_runs, []
+        results = Blocks.empty(parts[0], routing, second.shape[1], ctx.dtypes)
+        for rows, into, *weights in zip(blocks, results.of_runs, *_by_run(routing, first, second), strict=True):
+            kept += _feed(rows, *(weight.to(rows.dtype) for weight in weights), activation, probability, into)
+        ctx.save_for_backward(*kept)
+        return results.to_columns(routing, [(second.shape[1], parts[0].dtype)])[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: torch.Tensor):
-        routing, special, kept = ctx.routing, ctx.special, ctx.saved_tensors
-        grads = [grad.new_empty(shape, dtype=dtype) for shape, dtype in ctx.of_parts]
-        widths = [part.shape[-1] for part in grads]
-        grad_rows = grad.new_empty(len(kept[-7]), grad.shape[-1], dtype=kept[-7].dtype)
-        to_rows(grad_rows, grad, routing)
-        grad_rows, *by_weights = _feed_backward(grad_rows, kept[-7:], ctx.runs, ctx.activation)
-        for part, piece in zip(grads, grad_rows.split(widths, dim=1), strict=True):
-            to_columns(part, piece, routing)
-        pieces = [_of_weights(by_weights, ctx.of_weights)]
-        if special:
-            above = grad[:, :special].to(kept[0].dtype).flatten(0, 1)
-            grad_rows, *by_weights = _feed_backward(above, kept[:7], routing.runs[:1], ctx.activation)
-            for part, piece in zip(grads, grad_rows.split(widths, dim=1), strict=True):
-                part[:, :special] = piece.view(len(grad), special, -1)
-            pieces.insert(0, _of_weights(by_weights, ctx.of_weights))
-        by_weights = [
-            # Contiguous, else it is copied once more where gradients are kept.
-            joined(dtype, 0, *parts).contiguous()
-            for parts, (_, dtype) in zip(zip(*pieces, strict=True), ctx.of_weights, strict=True)
-        ]
-        return None, None, None, *grads, *[None] * (2 - len(grads)), *by_weights
+        # Read once: a checkpoint that frees them does not allow more.
+        kept, routing = ctx.saved_tensors, ctx.routing
+        step = len(kept) // len(routing.runs)
+        by_weights = [grad.new_empty(shape, dtype=dtype) for shape, dtype in ctx.weights]
+        blocks = Blocks.of_columns([grad], routing, ctx.dtypes).of_runs
+        results = Blocks.empty(grad, routing, sum(width for width, _ in ctx.parts), ctx.dtypes)
+        runs = zip(blocks, results.of_runs, *_by_run(routing, *by_weights), strict=True)
+        for number, (above, *into) in enumerate(runs):
+            _feed_backward(above, kept[number * step : (number + 1) * step], ctx.activation, *into)
+        return None, None, None, *by_weights, *results.to_columns(routing, ctx.parts)
 
 
-def _feed(rows: torch.Tensor, weights, runs: tuple[Run, ...], activation: str, probability: float):
-    """Through the experts, in slot order: the result, and what the way back needs."""
-    (*first, last), dtype, mask = weights, rows.dtype, None
-    joint, second = joined(dtype, 1, *first), last.to(dtype)
-    before = _multiply(rows, joint.transpose(1, 2), runs)
-    gate, up = before.split(last.shape[2], dim=1) if len(first) > 1 else (before, None)
+def _by_run(routing: Routing, *weights: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """Of each weight, the experts of every run."""
+    return [weight.split([groups for groups, _ in routing.runs]) for weight in weights]
+
+
+def _feed(rows, first, second, activation: str, probability: float, output: torch.Tensor) -> list[torch.Tensor | None]:
+    """`(groups, tokens, d_in)` through their experts into `output`; returns what the way back needs."""
+    mask = None
+    before = _product(rows, first.transpose(1, 2))
+    gate, up = before.chunk(2, dim=-1) if first.shape[1] > second.shape[2] else (before, None)
     active = F.silu(gate) if activation == "silu" else F.relu(gate)
     inner = active if up is None else active * up
     if probability:
-        mask = kept_scale(inner.shape, probability, dtype)
+        mask = kept_scale(inner.shape, probability, rows.dtype)
         inner = inner * mask if inner is active else inner.mul_(mask)
-    return _multiply(inner, second.transpose(1, 2), runs), [rows, joint, before, active, mask, inner, second]
+    _batched(inner, second.transpose(1, 2), output)
+    return [rows, first, before, active, mask, inner, second]
 
 
-def _feed_backward(grad: torch.Tensor, kept, runs: tuple[Run, ...], activation: str) -> tuple[torch.Tensor, ...]:
-    """Gradients by rows, by the joint first weights and by the last one."""
-    rows, joint, before, active, mask, inner, second = kept
-    by_inner = _multiply(grad, second, runs)
+def _feed_backward(
+    grad, kept, activation: str, by_rows: torch.Tensor, by_first: torch.Tensor, by_second: torch.Tensor
+):
+    """Write the gradients by the rows and by both weights."""
+    rows, first, before, active, mask, inner, second = kept
+    by_inner = _product(grad, second)
+    _write_product(grad.transpose(1, 2), inner, by_second)
     if mask is not None:
         by_inner.mul_(mask)
     by_before = _before_activation(activation, by_inner, before, active)
-    by_joint = _weight_gradient(by_before, rows, runs)
-    return _multiply(by_before, joint, runs), by_joint, _weight_gradient(grad, inner, runs)
+    _write_product(by_before.transpose(1, 2), rows, by_first)
+    _batched(by_before, first, by_rows)
 
 
-def _of_weights(grads: list[torch.Tensor], of_weights) -> list[torch.Tensor]:
-    """Gradients of the joint first weights and of the last one, for each weight."""
-    return [*grads[0].split([width for width, _ in of_weights[:-1]], dim=1), grads[1]]
+def _product(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    output = one.new_empty(len(one), one.shape[1], two.shape[2])
+    _batched(one, two, output)
+    return output
+
+
+def _write_product(one: torch.Tensor, two: torch.Tensor, output: torch.Tensor) -> None:
+    """A product into memory of whatever type."""
+    if output.dtype == one.dtype:
+        _batched(one, two, output)
+    else:
+        output.copy_(torch.bmm(one, two))
 
 
 def _before_activation(
@@ -159,10 +156,10 @@ def _before_activation(
     """Gradient by `before`, from that by `activation(before)` or by `activation(gate) * up`; `grad` is used up."""
     if before.shape == active.shape:
         if activation == "relu":
-            return torch.ops.aten.threshold_backward(grad, active, 0)
-        return torch.ops.aten.silu_backward(grad, before)
+            return torch.ops.aten.threshold_backward.grad_input(grad, active, 0, grad_input=grad)
+        return torch.ops.aten.silu_backward.grad_input(grad, before, grad_input=grad)
     output = torch.empty_like(before)
-    (gate, up), (by_gate, by_up) = (part.split(active.shape[1], dim=1) for part in (before, output))
+    (gate, up), (by_gate, by_up) = (part.chunk(2, dim=-1) for part in (before, output))
     torch.mul(grad, active, out=by_up)
     grad.mul_(up)
     if activation == "relu":

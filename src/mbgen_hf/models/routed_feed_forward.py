@@ -150,7 +150,8 @@ class RoutedFeedForward(nn.Module):
             weights = [layer.weight for layer in self._maps()]
             probability = self.dropout.p if self.training else 0.0
             activation = ACTIVATIONS[type(self.activation)]
-            return Experts.apply(routing, activation, probability, hidden_states, injected, *weights)
+            parts = [hidden_states] if injected is None else [hidden_states, injected]
+            return Experts.apply(routing, activation, probability, *weights, *parts)
         if injected is not None:
             hidden_states = torch.cat([hidden_states, injected.to(hidden_states.dtype)], dim=-1)
         if not self.routed:
@@ -187,25 +188,27 @@ class RoutedFeedForward(nn.Module):
 
 
 class RoutedGatedFeedForward(RoutedFeedForward):
-    """The same with a gated inner layer (SwiGLU with SiLU as activation), as in Qwen3."""
+    """The same with a gated inner layer (SwiGLU with SiLU as activation), as in Qwen3.
+
+    Experts keep gate and up as one weight, `gate_up_proj`, as the mixtures of experts of transformers do.
+    """
 
     def _add_weights(self, d_in: int, d_ff: int, d_out: int) -> None:
-        self.gate_proj = self._linear(d_in, d_ff)
-        self.up_proj = self._linear(d_in, d_ff)
+        if self.routed:
+            self.gate_up_proj = self._linear(d_in, 2 * d_ff)
+        else:
+            self.gate_proj = self._linear(d_in, d_ff)
+            self.up_proj = self._linear(d_in, d_ff)
         self.down_proj = self._linear(d_ff, d_out)
 
     def _maps(self) -> list[nn.Module]:
-        return [self.gate_proj, self.up_proj, self.down_proj]
+        return [self.gate_up_proj, self.down_proj]
 
     def _transform(self, states: torch.Tensor, *ends: torch.Tensor | int) -> torch.Tensor:
-        first = self.gate_proj, self.up_proj
-        if not self.routed:
-            gate, up = joint_linear(states, *first)
-        elif not isinstance(ends[0], int) and all(is_plain(layer, RoutedLinear) for layer in first):
-            both = torch.cat([layer.weight for layer in first], dim=1)
-            gate, up = grouped_matmul(states, both.transpose(1, 2), *ends).chunk(2, dim=-1)
+        if self.routed:
+            gate, up = self.gate_up_proj(states, *ends).chunk(2, dim=-1)
         else:
-            gate, up = (layer(states, *ends) for layer in first)
+            gate, up = joint_linear(states, self.gate_proj, self.up_proj)
         inner = self.activation(gate) * up
         return self.down_proj(self.dropout(inner), *ends)
 

@@ -31,7 +31,8 @@ class Routing:
         ends: `(num_slots,)` `int32`, where each slot's tokens end in slot order.
         behaviors: `(batch_size, seq_len)` row of the behavior embedding of every token, 0 = padding.
         slot: the slot of all tokens where they have the same one; the three before `behaviors` are then `None`.
-        runs: slots with the same number of tokens; where products are made by hand.
+        runs: neighbouring slots with the same number of tokens, where products are made by hand; of a grid the special
+            tokens and all others.
         grid: how many special columns every row begins with, and how many interactions follow; where that is so.
     """
 
@@ -70,14 +71,12 @@ class Routing:
         order = flat.argsort(stable=True)
         restore = torch.empty_like(order).scatter_(0, order, torch.arange(flat.numel(), device=flat.device))
         ends = (flat[:, None] <= torch.arange(num_slots, device=flat.device)).sum(0, dtype=torch.int32)
-        if fuses_by_hand(behaviors):
+        if grid is not None:
+            batch = len(slots)
+            runs = ((1, batch * grid[0]), (num_slots - 1, batch * grid[1]))
+        elif fuses_by_hand(behaviors):
             runs = runs_of_one_size(ends)
         return cls(order, restore, ends, behaviors, runs=runs, grid=grid)
-
-    @property
-    def special_columns(self) -> int:
-        """Special columns that are a group of their own size; 0 where there is no grid."""
-        return self.grid[0] if self.grid is not None and len(self.runs) == 2 and self.runs[0][0] == 1 else 0
 
 
 def _slots_of_columns(num_special: int, num_interactions: int, num_slots: int) -> torch.Tensor:
@@ -114,44 +113,76 @@ def by_group(rows: torch.Tensor, runs: tuple[Run, ...]) -> list[torch.Tensor]:
     return [part.view(*run, rows.shape[1]) for part, run in zip(parts, runs, strict=True)]
 
 
-def _views(
-    rows: torch.Tensor, columns: torch.Tensor, grid: tuple[int, int]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Pairs of views of `(num_tokens, width)` in slot order and `(batch_size, seq_len, width)` that correspond.
+@dataclass(frozen=True)
+class Blocks:
+    """Tokens in slot order: `(groups, tokens of a group, width)` for each run.
 
-    Columns are contiguous; rows may be a part of wider ones, and may leave out the special tokens.
+    Args:
+        of_runs: the blocks.
+        rows: `(num_tokens, width)` that the blocks are views of; where they are of one type.
     """
-    special, interactions = grid
-    batch, length, width = columns.shape
-    period, step, start = (length - special) // interactions, rows.stride(0), rows.storage_offset()
-    in_front = batch * special if len(rows) == batch * length else 0
-    row_steps = (batch * interactions * step, interactions * step, step, 1)
-    column_steps = (width, length * width, period * width, 1)
-    shape = (period, batch, interactions, width)
-    first, second = start + in_front * step, columns.storage_offset() + special * width
-    pairs = [(rows.as_strided(shape, row_steps, first), columns.as_strided(shape, column_steps, second))]
-    if in_front:
-        shape, row_steps = (batch, special, width), (special * step, step, 1)
-        pairs.append((rows.as_strided(shape, row_steps, start), columns[:, :special]))
-    return pairs
+
+    of_runs: list[torch.Tensor]
+    rows: torch.Tensor | None
+
+    @classmethod
+    def empty(cls, like: torch.Tensor, routing: Routing, width: int, dtypes: list[torch.dtype]) -> "Blocks":
+        """Memory for blocks of these types, one for each run, on the device of `like`."""
+        if len(set(dtypes)) > 1:
+            pairs = zip(routing.runs, dtypes, strict=True)
+            return cls([like.new_empty(*run, width, dtype=dtype) for run, dtype in pairs], None)
+        rows = like.new_empty(routing.behaviors.numel(), width, dtype=dtypes[0])
+        return cls(by_group(rows, routing.runs), rows)
+
+    @classmethod
+    def of_columns(cls, parts: list[torch.Tensor], routing: Routing, dtypes: list[torch.dtype]) -> "Blocks":
+        """Bring tokens into slot order.
+
+        Args:
+            parts: `(batch_size, seq_len, width)` each; side by side they are what a token holds.
+            routing: of these tokens, with `runs`.
+            dtypes: the type of each block.
+        """
+        widths, converts = [part.shape[-1] for part in parts], set(dtypes) != {parts[0].dtype}
+        if routing.grid is None or not (converts or len(parts) > 1):
+            columns = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+            rows = columns.reshape(-1, columns.shape[-1]).index_select(0, routing.order)
+            blocks = by_group(rows, routing.runs)
+            return cls([block.to(dtype) for block, dtype in zip(blocks, dtypes, strict=True)], None)
+        blocks, parts = cls.empty(parts[0], routing, sum(widths), dtypes), [part.contiguous() for part in parts]
+        for number, block in enumerate(blocks.of_runs):
+            for piece, part in zip(block.split(widths, dim=-1), parts, strict=True):
+                of_block, of_columns = _views(piece, part, routing, number)
+                of_block.copy_(of_columns)
+        return blocks
+
+    def to_columns(self, routing: Routing, parts: list[tuple[int, torch.dtype]]) -> list[torch.Tensor]:
+        """The way back: `(batch_size, seq_len, width)` for the width and type of each part."""
+        shape, widths = routing.behaviors.shape, [width for width, _ in parts]
+        one_type = self.rows is not None and {dtype for _, dtype in parts} == {self.rows.dtype}
+        if routing.grid is None or (one_type and len(parts) == 1):
+            rows = self.rows
+            if rows is None:
+                rows = torch.cat([block.flatten(0, 1) for block in self.of_runs])
+            pieces = rows.index_select(0, routing.restore).split(widths, dim=-1)
+            return [piece.to(dtype).reshape(*shape, -1) for piece, (_, dtype) in zip(pieces, parts, strict=True)]
+        columns = [self.of_runs[-1].new_empty(*shape, width, dtype=dtype) for width, dtype in parts]
+        for number, block in enumerate(self.of_runs):
+            for piece, part in zip(block.split(widths, dim=-1), columns, strict=True):
+                of_block, of_columns = _views(piece, part, routing, number)
+                of_columns.copy_(of_block)
+        return columns
 
 
-def to_rows(rows: torch.Tensor, columns: torch.Tensor, routing: Routing) -> None:
-    """Write `(batch_size, seq_len, width)` to `(num_tokens, width)` in slot order, whatever the types."""
-    if routing.grid is None:
-        rows.copy_(columns.reshape(-1, columns.shape[-1]).index_select(0, routing.order))
-        return
-    for row, column in _views(rows, columns.contiguous(), routing.grid):
-        row.copy_(column)
+def _views(
+    block: torch.Tensor, columns: torch.Tensor, routing: Routing, number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of a run of a grid and of contiguous `(batch_size, seq_len, width)` that correspond."""
+    (special, interactions), (batch, _, width) = routing.grid, columns.shape
+    if number == 0:
+        return block.view(batch, special, width), columns[:, :special]
+    columns = columns[:, special:].view(batch, interactions, len(block), width)
+    return block.view(len(block), batch, interactions, width), columns.permute(2, 0, 1, 3)
 
 
-def to_columns(columns: torch.Tensor, rows: torch.Tensor, routing: Routing) -> None:
-    """Write `(num_tokens, width)` in slot order to contiguous `(batch_size, seq_len, width)`, whatever the types."""
-    if routing.grid is None:
-        columns.copy_(rows.index_select(0, routing.restore).view(columns.shape))
-        return
-    for row, column in _views(rows, columns, routing.grid):
-        column.copy_(row)
-
-
-__all__ = ["Routing", "Run", "by_group", "runs_of_one_size", "to_columns", "to_rows"]
+__all__ = ["Blocks", "Routing", "Run", "by_group", "runs_of_one_size"]
