@@ -30,16 +30,19 @@ class PlainAttention(torch.autograd.Function):
         keys, values = (part.to(dtype).reshape(-1, total, width) for part in (keys, values))
         output = torch.empty(batch, length, kv_heads, groups, width, dtype=dtype)
         ctx.blocks, saved = [], []
+        # A bias that learns keeps its precision. Others are added in the type of scores, as the stock networks do.
+        learned = mask is not None and ctx.needs_input_grad[3]
+        added = mask.to(dtype) if mask is not None and mask.dtype != torch.bool and not learned else mask
         for block, end in _blocks(length, total, causal):
             own = rows[:, :, :, block].reshape(len(keys), -1, width)
-            scores = torch.bmm(own, keys[:, :end].transpose(1, 2)).view(batch, heads, -1, end)
-            weights = _softmax(scores, None if mask is None else _part(mask, block, end))
+            scores = torch.bmm(own, _first(keys, end).transpose(1, 2)).view(batch, heads, -1, end)
+            weights = _softmax(scores, None if mask is None else _part(added, block, end))
             scale, kept = None, weights
             if probability:
                 scale = kept_scale(weights.shape, probability, weights.dtype)
                 kept = weights * scale
             kept = kept.to(dtype)
-            seen = torch.bmm(kept.view(len(keys), -1, end), values[:, :end])
+            seen = torch.bmm(kept.view(len(keys), -1, end), _first(values, end))
             output[:, block].copy_(seen.view(batch, kv_heads, groups, -1, width).permute(0, 3, 1, 2, 4))
             ctx.blocks.append((block, end))
             saved += [own, weights, scale, kept]
@@ -60,7 +63,7 @@ class PlainAttention(torch.autograd.Function):
             own, weights, scale, kept = saved[4 * number : 4 * number + 4]
             above = grad[:, block].permute(0, 2, 3, 1, 4).to(dtype).reshape(len(keys), -1, width)
             by_values[:, :end] += torch.bmm(kept.view(len(keys), -1, end).transpose(1, 2), above)
-            by_weights = torch.bmm(above, values[:, :end].transpose(1, 2)).view(weights.shape).to(weights.dtype)
+            by_weights = torch.bmm(above, _first(values, end).transpose(1, 2)).view(weights.shape).to(weights.dtype)
             if scale is not None:
                 by_weights.mul_(scale)
             by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
@@ -69,7 +72,7 @@ class PlainAttention(torch.autograd.Function):
                 part += by_scores.sum_to_size(part.shape)
             by_scores = by_scores.to(dtype).view(len(keys), -1, end)
             by_keys[:, :end] += torch.bmm(by_scores.transpose(1, 2), own)
-            by_own = torch.bmm(by_scores, keys[:, :end]).view(batch, kv_heads, groups, -1, width)
+            by_own = torch.bmm(by_scores, _first(keys, end)).view(batch, kv_heads, groups, -1, width)
             torch.mul(by_own, ctx.scaling, out=by_queries[:, :, :, block])
         by_keys, by_values = (part.view(batch, kv_heads, -1, width) for part in (by_keys, by_values))
         by_keys, by_values = by_keys.to(ctx.types[1]), by_values.to(ctx.types[2])
@@ -89,14 +92,24 @@ def _part(mask: torch.Tensor, block: slice, end: int) -> torch.Tensor:
     return mask[:, :, block if mask.shape[2] > 1 else slice(None), : end if mask.shape[3] > 1 else None]
 
 
+def _first(states: torch.Tensor, end: int) -> torch.Tensor:
+    """The first keys. Products in a narrow type copy what is not contiguous, slowly where it is transposed as well."""
+    first = states[:, :end]
+    return first if states.itemsize >= 4 else first.contiguous()
+
+
 def _softmax(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Over the keys, in float32 or more; the mask is boolean or added."""
-    precise = torch.promote_types(scores.dtype, torch.float32)
+    """Over the keys, inside in float32 or more; `scores` is used up. The mask is boolean or added.
+
+    The weights get the type of the scores, or that of a mask of higher precision.
+    """
     if mask is None:
-        return scores.softmax(-1, dtype=precise)
+        return scores.softmax(-1)
     if mask.dtype == torch.bool:
-        return scores.to(precise).masked_fill_(~mask, torch.finfo(precise).min).softmax(-1)
-    return (scores + mask).softmax(-1, dtype=precise)
+        return scores.masked_fill_(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+    if torch.promote_types(scores.dtype, mask.dtype) != scores.dtype:
+        return (scores + mask).softmax(-1)
+    return scores.add_(mask).softmax(-1)
 
 
 __all__ = ["PlainAttention"]
