@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from script_loading import load_script
+from script_loading import ROOT, load_script
 
 from mbgen_hf.data.sessions import SessionRule, with_sessions
 from mbgen_hf.simulation import simulate_shop
@@ -164,3 +164,22 @@ def test_both_sides_of_the_data_benchmark_do_the_same(tmp_path, order):
     sampled, after = (prepare.ours(tmp_path / "log.txt", 0.3, while_reading) for while_reading in (True, False))
     prepare.check_same("after", sampled, after)
     assert 0 < sampled["rows"] < ours["rows"] / 2
+
+
+@pytest.mark.parametrize(("switch", "variants"), [("encoder", 3), pytest.param("loss", 4, marks=pytest.mark.slow)])
+def test_ablations_compare_variants_over_seeds_and_keep_finished_runs(tmp_path, monkeypatch, capsys, switch, variants):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = load("ablations")
+    options = [switch, "--users", "60", "--epochs", "1", "--seeds", "0,1", "--num-beams", "5"]
+    options += ["--output", str(tmp_path), "--set", "validation.max_users=5"]
+    found = script.main(options)
+    assert len(found) == variants and {len(runs) for runs in found.values()} == {2}
+    first, *others = (runs[0] for runs in found.values())
+    assert {run["report"]["model"]["overall"]["n"] for run in others} == {first["report"]["model"]["overall"]["n"]}
+    if switch == "encoder":
+        # The third variant trains for as many epochs as the first one's seconds pay for.
+        as_many, as_long = others
+        assert as_long["epochs"] == max(1, round(first["epochs"] * first["seconds"] / as_many["seconds"]))
+    assert capsys.readouterr().out.count(" ± ") == 3 * variants
+    monkeypatch.setattr(script, "train_model", lambda *_, **__: pytest.fail("a finished run is not run again"))
+    assert script.main(options) == json.loads((tmp_path / "results.json").read_text())
