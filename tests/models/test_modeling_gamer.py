@@ -2,7 +2,7 @@ import pytest
 import torch
 from golden_layouts import load_golden, our_gamer_config, to_our_gamer_ids, to_our_gamer_weights
 from model_fixtures import HISTORIES, gamer_tokenizer, tiny_gamer, tiny_gamer_config
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM, StaticCache
 
 from mbgen_hf.models.modeling_gamer import GamerForCausalLM
 
@@ -68,20 +68,35 @@ def test_eager_and_sdpa_agree_forward_and_backward_with_padding_on_either_side()
 
 
 @pytest.mark.slow
-def test_flex_attention_agrees_with_eager():
-    ids = torch.nn.functional.pad(random_rows(tiny_gamer()), (0, 4))
+def test_flex_attention_agrees_with_eager_and_gives_zero_where_nothing_is_seen():
+    """One shape, padded on both sides: each new shape is another kernel to compile."""
+    ids = torch.nn.functional.pad(random_rows(tiny_gamer()), (4, 4))
+    eager, flex = tiny_gamer("eager"), tiny_gamer("flex_attention")
+    crossed = []
+    for model in (eager, flex):
+        for layer in model.model.layers:
+            if layer.cross_attn is not None:
+                layer.cross_attn.register_forward_hook(lambda m, i, o: crossed.append(o))
     with torch.no_grad():
-        expected = tiny_gamer("eager")(input_ids=ids).logits
-        found = tiny_gamer("flex_attention")(input_ids=ids).logits
+        expected, found = (model(input_ids=ids).logits for model in (eager, flex))
     torch.testing.assert_close(found[ids != 0], expected[ids != 0], atol=1e-5, rtol=1e-5)
+    assert len(crossed) == 4
+    for one, two in zip(crossed[:2], crossed[2:], strict=True):
+        assert torch.equal(one.abs().amax(-1) == 0, two.abs().amax(-1) == 0)
 
 
-def test_no_token_changes_an_earlier_logit_and_each_changes_later_ones(gamer):
-    ids = random_rows(gamer, rows=1, interactions=5)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("training", [False, True])
+def test_no_token_changes_an_earlier_logit_and_each_changes_later_ones(attention, training):
+    """With gradients other code computes than without."""
+    gamer = tiny_gamer(attention)
+    # A token among others, so that rows are padded and the changed one is not alone.
+    ids = random_rows(gamer, rows=2, interactions=5)
+    ids[1, -8:] = 0
     space = gamer.config.token_space
     starts = (space.behavior_offset, *space.code_offsets)
     sizes = (len(space.behaviors), *space.code_sizes)
-    with torch.no_grad():
+    with torch.set_grad_enabled(training):
         base = gamer(input_ids=ids).logits
         for t in range(1, ids.shape[1]):
             slot = int(space.slots(ids)[0, t]) - 1
@@ -89,7 +104,8 @@ def test_no_token_changes_an_earlier_logit_and_each_changes_later_ones(gamer):
             changed[0, t] = starts[slot] + (ids[0, t] - starts[slot] + 1) % sizes[slot]
             logits = gamer(input_ids=changed).logits
             assert torch.equal(logits[:, :t], base[:, :t]), t
-            assert (logits[:, t:] - base[:, t:]).abs().amax() > 1e-2
+            assert t + 1 == ids.shape[1] or (logits[0, t + 1 :] - base[0, t + 1 :]).abs().amax() > 1e-3, t
+            assert torch.equal(logits[1], base[1])
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -109,6 +125,29 @@ def test_a_token_with_nothing_to_see_gets_exactly_zero(attention):
             for t in range(ids.shape[1]):
                 sees = rows[row, t] > 0 and bool((level[:t] < level[t]).any())
                 assert bool((output[row, t] != 0).any()) == sees
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_token_with_nothing_to_see_sends_no_gradient(attention):
+    model = tiny_gamer(attention)
+    cross = model.model.layers[model.config.cross_level_layers[0]].cross_attn
+    kept = {}
+    cross.register_forward_pre_hook(lambda m, args: kept.update(given=args[0]))
+    cross.register_forward_hook(lambda m, args, output: kept.update(output=output))
+    # Views and carts of one level, then a purchase: only its tokens see anything.
+    ids = torch.nn.functional.pad(random_rows(model, rows=1, interactions=3), (2, 3))
+    ids[0, 3::4][:3] = model.config.token_space.behavior_offset + torch.tensor([1, 1, 3])
+    model(input_ids=ids)
+    seen = kept["output"][0].abs().amax(-1) > 0
+    assert seen.nonzero()[:, 0].tolist() == [11, 12, 13, 14]
+    blind = torch.randn_like(kept["output"]) * ~seen[None, :, None]
+    (nothing,) = torch.autograd.grad(kept["output"], kept["given"], blind, retain_graph=True)
+    assert nothing.abs().max() == 0
+    weights = [cross.q_proj.weight, cross.k_proj.weight, cross.v_proj.weight, cross.gating.weight]
+    for gradient in torch.autograd.grad(kept["output"], weights, blind, retain_graph=True):
+        assert gradient.abs().max() == 0
+    (something,) = torch.autograd.grad(kept["output"], kept["given"], torch.ones_like(kept["output"]))
+    assert something.abs().max() > 0
 
 
 def test_ties_in_level_see_nothing_of_each_other():
@@ -197,9 +236,14 @@ def test_with_every_mechanism_off_it_is_stock_qwen3_bit_for_bit():
     torch.testing.assert_close(ours(input_ids=ids).logits, theirs.logits, atol=1e-5, rtol=1e-5)
 
 
-def test_session_wise_attention_sees_earlier_sessions_and_its_own_interaction_only():
-    model = tiny_gamer(session_wise_attention=True, cross_level_layers=[], num_hidden_layers=1)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("crossed", [[], [0, 1]])
+def test_session_wise_attention_sees_earlier_sessions_and_its_own_interaction_only(attention, crossed):
+    model = tiny_gamer(attention, session_wise_attention=True, cross_level_layers=crossed, num_hidden_layers=2,
+        routed_layers=[0], injection_layers=[0])  # fmt: skip
     ids = random_rows(model, rows=1, interactions=6)
+    # A weaker behavior and a stronger one in each session: what cross-level attention would look at.
+    ids[0, 1::4] = model.config.token_space.behavior_offset + torch.tensor([0, 3]).repeat(3)
     # Two interactions in each of three sessions, four tokens each, after BOS.
     sessions = torch.tensor([[-1] + [0] * 8 + [1] * 8 + [2] * 8])
     space = model.config.token_space
@@ -210,7 +254,10 @@ def test_session_wise_attention_sees_earlier_sessions_and_its_own_interaction_on
             changed = ids.clone()
             slot = int(space.slots(ids)[0, t])
             start, size = ranges[slot - 1]
-            changed[0, t] = start + (ids[0, t] - start + 1) % size
+            if slot > 1:
+                changed[0, t] = start + (ids[0, t] - start + 1) % size
+            else:  # To a behavior of another level.
+                changed[0, t] = start + 3 - (ids[0, t] - start)
             moved = (model(input_ids=changed, session_ids=sessions).logits - base).abs().amax(-1)[0] > 1e-6
             own = (torch.arange(25) - 1) // 4 == (t - 1) // 4
             expected = (sessions[0] > sessions[0, t]) | (own & (torch.arange(25) >= t))
@@ -353,6 +400,36 @@ def test_the_whole_model_compiles_without_a_graph_break(gamer):
     )
     with torch.no_grad():
         torch.testing.assert_close(compiled(ids), gamer(input_ids=ids).logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_training_agrees_with_inference_session_by_session(attention):
+    """Each interaction of a row, packed with another row, from its earlier sessions alone."""
+    model = tiny_gamer(attention, session_wise_attention=True)
+    rows = random_rows(model, rows=2, interactions=6)
+    sessions = torch.tensor([[-1] + [0] * 8 + [1] * 8 + [2] * 8, [-1] + [0] * 4 + [1] * 12 + [2] * 8])
+    packed = torch.arange(2)[:, None].expand(rows.shape).reshape(1, -1)
+    with torch.no_grad():
+        together = model(input_ids=rows, session_ids=sessions).logits
+        as_one = model(input_ids=rows.view(1, -1), session_ids=sessions.view(1, -1), sequence_ids=packed).logits
+        torch.testing.assert_close(as_one.view_as(together), together, atol=1e-5, rtol=1e-5)
+        for row, own, logits in zip(rows, sessions, together, strict=True):
+            for begin in range(1, rows.shape[1], 4):
+                known = torch.cat([(own < own[begin]).nonzero()[:, 0], torch.arange(begin, begin + 4)])
+                alone = model(input_ids=row[None, known], session_ids=own[None, known]).logits[0, -4:]
+                torch.testing.assert_close(alone, logits[begin : begin + 4], atol=1e-5, rtol=1e-5)
+
+
+def test_caches_without_room_for_cross_level_layers(gamer):
+    ids = random_rows(gamer)
+    with torch.no_grad():
+        expected = gamer(input_ids=ids).logits
+        cache = DynamicCache(config=gamer.config)
+        gamer(input_ids=ids[:, :9], past_key_values=cache, use_cache=True)
+        found = gamer(input_ids=ids[:, 9:], all_input_ids=ids, past_key_values=cache, use_cache=True).logits
+        torch.testing.assert_close(found, expected[:, 9:], atol=1e-5, rtol=1e-5)
+        with pytest.raises(ValueError, match="`past_key_values`: expected a DynamicCache, or a cache of 6 layers"):
+            gamer(input_ids=ids, past_key_values=StaticCache(gamer.config, max_cache_len=30), use_cache=True)
 
 
 def test_static_caches_are_refused(gamer):

@@ -12,6 +12,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.cache_utils import DynamicLayer
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3Attention,
     Qwen3RotaryEmbedding,
@@ -268,18 +269,20 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
                 and the new ones together, from which behaviors and levels follow; `input_ids` where no cache is
                 filled. `generate` supplies it.
             session_ids (`torch.LongTensor` of shape `(batch_size, total_len)`, *optional*): session of every token,
-                not decreasing, from 0; BOS and padding have -1. Needed by `session_wise_attention`.
+                not decreasing, from 0 in each row or packed sequence; BOS and padding have -1. Needed by `session_wise_attention`.
             sequence_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*): number of the packed
                 sequence each token belongs to, ascending; tokens see their own sequence only.
 
         Raises:
-            ValueError: no `input_ids`, a filled cache without `all_input_ids`, or no `session_ids` where needed.
+            ValueError: no `input_ids`, a filled cache without `all_input_ids`, a cache with too few layers, or no
+                `session_ids` where needed.
         """
         if input_ids is None:
             raise ValueError("`input_ids`: expected token ids, found None; embeddings carry no slot")
         if use_cache and past_key_values is None:
             # Grows on demand: there are more attention layers than `num_hidden_layers`.
             past_key_values = DynamicCache()
+        self._provide_for_all_layers(past_key_values)
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         if all_input_ids is None:
             if seen > 0:
@@ -306,7 +309,7 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
         self_mask = self._mask(masks, self._self_rule(all_input_ids, session_ids, sequence_ids), new)
         space = self.config.token_space
         slots, behaviors = space.slots(input_ids), space.behavior_indices(all_input_ids, include_behavior_tokens=True)
-        view = self._cross_level_view(masks, behaviors, attention_mask, sequence_ids, new)
+        view = self._cross_level_view(masks, behaviors, attention_mask, session_ids, sequence_ids, new)
         injected = torch.where(slots == BEHAVIOR_SLOT, 0, behaviors[:, new])
         padding = (input_ids == PAD) & ~attention_mask[:, -input_ids.shape[1] :].bool()
         routing = Routing.from_slots(slots, injected, space.num_slots, padding)
@@ -324,6 +327,19 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
+
+    def _provide_for_all_layers(self, cache: Cache | None) -> None:
+        """`DynamicCache(config=...)` counts one attention layer per block: add those of the cross-level layers."""
+        if cache is None or cache.layer_class_to_replicate is not None:
+            return
+        needed = self.config.num_hidden_layers + len(self.config.cross_level_layers)
+        if isinstance(cache, DynamicCache):
+            cache.layers.extend(DynamicLayer() for _ in range(needed - len(cache.layers)))
+        elif len(cache.layers) < needed:
+            raise ValueError(
+                f"`past_key_values`: expected a DynamicCache, or a cache of {needed} layers with those of cross-level "
+                f"attention, found a {type(cache).__name__} of {len(cache.layers)}"
+            )
 
     def _positions(self, input_ids, seen: int, session_ids, sequence_ids, new: slice) -> torch.Tensor:
         """Token positions; session numbers with session-wise attention; counted anew in each packed sequence."""
@@ -349,8 +365,14 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
 
         return session_wise
 
-    def _cross_level_view(self, masks, behaviors, attention_mask, sequence_ids, new: slice) -> CrossLevelView | None:
-        """Mask of the strictly lower levels before a token, and which tokens have any."""
+    def _cross_level_view(
+        self, masks, behaviors, attention_mask, session_ids, sequence_ids, new: slice
+    ) -> CrossLevelView | None:
+        """Mask of the strictly lower levels before a token, and which tokens have any.
+
+        With session-wise attention those of earlier sessions only. Appendix C speaks of self-attention; but what
+        this layer saw of the running session in training would be missing when the next session is asked for.
+        """
         if not self.config.cross_level_layers:
             return None
         # Tokens without a behavior, and padding, are above every level as keys and below every level as queries.
@@ -360,13 +382,20 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
         queries = torch.where(keys == above, -1, keys)
         # A later packed sequence lies below all levels of an earlier one: its own minimum starts with it.
         shift = 0 if sequence_ids is None else sequence_ids * (above + 2)
-        lowest = (keys - shift).cummin(dim=1).values
-        sees = torch.zeros_like(keys, dtype=torch.bool)
-        sees[:, 1:] = lowest[:, :-1] < (queries - shift)[:, 1:]
+        lowest_before = nn.functional.pad((keys - shift).cummin(dim=1).values, (1, 0), value=above)[:, :-1]
         sequences = torch.zeros_like(keys) if sequence_ids is None else sequence_ids
+        sessions = session_ids if self.config.session_wise_attention else None
+        if sessions is not None:
+            opens = torch.ones_like(keys, dtype=torch.bool)
+            opens[:, 1:] = (sessions[:, 1:] != sessions[:, :-1]) | (sequences[:, 1:] != sequences[:, :-1])
+            places = torch.arange(keys.shape[1], device=keys.device)
+            lowest_before = lowest_before.gather(1, torch.where(opens, places, 0).cummax(dim=1).values)
+        sees = lowest_before < queries - shift
 
         def strictly_lower(b, h, q, k):
             lower = (keys[b, k] < queries[b, q]) & (sequences[b, q] == sequences[b, k])
+            if sessions is not None:
+                lower = lower & (sessions[b, k] < sessions[b, q])
             return lower | (~sees[b, q] & (q == k))
 
         # Padding is excluded by its level. Without the padding mask on top, a padded row keeps its own key as well, so

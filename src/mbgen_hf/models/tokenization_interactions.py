@@ -183,7 +183,7 @@ class InteractionTokenizer(PreTrainedTokenizerFast):
 
         Returns:
             `input_ids` and `attention_mask`, `int64` of shape `(batch_size, seq_len)`; with `sessions` also
-            `session_ids`, counted from 0 at the first interaction kept, -1 for anything but interactions.
+            `session_ids`, counted one by one from 0 at the first interaction kept, -1 for anything but interactions.
         """
         if max_history is not None and max_history < 0:
             raise ValueError(f"`max_history`: expected 0 or more, found {max_history}")
@@ -211,9 +211,14 @@ class InteractionTokenizer(PreTrainedTokenizerFast):
             ids[rows, left + sizes - 1] = SPECIAL_TOKENS.index(self.history_suffix)
         encoded = {"input_ids": ids}
         if sessions is not None:
-            session_ids = np.full_like(ids, -1)
-            session_ids[row[:, None], column] = (sessions[starts[row] + rank] - sessions[starts[row]])[:, None]
-            encoded["session_ids"] = session_ids
+            encoded["session_ids"] = np.full_like(ids, -1)
+            own = sessions[starts[row] + rank]
+            # Counted one by one: a session of which nothing is kept leaves no gap in the positions.
+            opens = np.zeros(len(own), dtype=np.int64)
+            opens[1:] = (own[1:] != own[:-1]) & (row[1:] == row[:-1])
+            number = np.cumsum(opens)
+            number -= np.repeat(number[rank == 0], lengths[lengths > 0])
+            encoded["session_ids"][row[:, None], column] = number[:, None]
         position = np.arange(ids.shape[1])
         mask = (position >= left[:, None]) & (position < (left + sizes)[:, None])
         return encoded | {"attention_mask": mask.astype(np.int64)}
