@@ -86,7 +86,7 @@ def test_sessions_travel_with_the_history():
     tokenizer = tokenizer_of(tiny_model())
     history = {"item_ids": ["item-01", "item-02"], "behaviors": ["buy", "click"], "session_ids": [4, 6]}
     encoded = tokenizer.encode_history([history, []], with_sessions=True)
-    assert encoded["session_ids"].tolist() == [[0] * 4 + [2] * 4 + [-1], [-1] * 9]
+    assert encoded["session_ids"].tolist() == [[0] * 4 + [1] * 4 + [-1], [-1] * 9]
     with pytest.raises(ValueError, match="expected 1 `session_ids` for as many items"):
         tokenizer.encode_history({"item_ids": ["item-01"], "behaviors": ["buy"]}, with_sessions=True)
 
