@@ -165,7 +165,7 @@ class PlainFeedForward(RoutedFeedForward):
             hidden_states = torch.cat([hidden_states, self.behavior_embedding(routing.behaviors)], dim=-1)
         if not self.routed:
             return self.expert(hidden_states, None)
-        slots = torch.bucketize(routing.restore, routing.ends, right=True).view(hidden_states.shape[:-1])
+        slots = routing.slots()
         output = hidden_states.new_zeros(*hidden_states.shape[:-1], self.weights[-1].shape[-2])
         for number in range(self.num_experts):
             mask = slots == number

@@ -118,3 +118,11 @@ def test_rows_need_a_causal_encoder_and_labels(model):
         tiny_model()(**batch)
     with pytest.raises(ValueError, match="expected a causal encoder and labels"):
         model(**{name: value for name, value in batch.items() if name != "labels"})
+
+
+def test_rows_announced_as_whole_give_the_same(model):
+    """Without gradients nothing looks at the data, as on a GPU."""
+    rows, _ = rows_and_examples(model, with_users=True)
+    with torch.no_grad():
+        expected, found = (model(**rows, whole_rows=whole).loss for whole in (False, True))
+    torch.testing.assert_close(found, expected)

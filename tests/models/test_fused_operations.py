@@ -208,7 +208,7 @@ def test_hooks_of_linear_layers_run(make):
     model = make().train()
     ids = torch.tensor([[1, 4, 8, 12, 16]]) if make is tiny_gamer else torch.tensor([[4, 8, 12, 16, 2]])
     named = dict(model.named_modules())
-    linear = [name for name in named if name.endswith((".q", ".q_proj", ".gate_proj"))]
+    linear = [name for name in named if name.endswith((".q", ".q_proj", ".gate_up_proj", ".down_proj", ".wi", ".wo"))]
     calls = dict.fromkeys(linear, 0)
 
     def count(name):

@@ -420,6 +420,19 @@ def test_training_agrees_with_inference_session_by_session(attention):
                 torch.testing.assert_close(alone, logits[begin : begin + 4], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bos", [True, False])
+def test_rows_announced_as_whole_give_the_same(bos):
+    """Without gradients nothing looks at the data, as on a GPU."""
+    model = tiny_gamer(add_bos_token=bos)
+    ids = torch.nn.functional.pad(random_rows(model)[:, not bos :], (0, 4))
+    with torch.no_grad():
+        expected, found = (model(input_ids=ids, labels=ids, whole_rows=whole) for whole in (False, True))
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.logits[ids != 0], expected.logits[ids != 0], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="`whole_rows`: expected rows of"):
+        model(input_ids=ids.flip(1), labels=ids, whole_rows=True)
+
+
 def test_caches_without_room_for_cross_level_layers(gamer):
     ids = random_rows(gamer)
     with torch.no_grad():

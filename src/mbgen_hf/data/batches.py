@@ -44,7 +44,7 @@ class PrefixCollator:
         tokenizer: lays histories out; needs its catalog.
 
     Calling it returns `input_ids` and `attention_mask` of shape `(batch_size, seq_len)` and `labels` of shape
-    `(batch_size, m + 2)`: `[b, c0..c_{m-1}, EOS]`.
+    `(batch_size, m + 2)`: `[b, c0..c_{m-1}, EOS]`; `whole_rows` is true.
     """
 
     def __init__(self, table: SequenceTable, examples: PrefixExamples, tokenizer: InteractionTokenizer):
@@ -62,7 +62,7 @@ class PrefixCollator:
         batch = self.tokenizer.encode_interactions(items, behaviors, starts, targets, users, max_history=len(items))
         labels = self.tokenizer.interaction_token_ids(items, behaviors, targets)
         batch["labels"] = np.concatenate([labels, np.full((len(labels), 1), EOS)], axis=1)
-        return {name: torch.from_numpy(values) for name, values in batch.items()}
+        return {name: torch.from_numpy(values) for name, values in batch.items()} | {"whole_rows": True}
 
 
 class RowCollator:
@@ -78,7 +78,7 @@ class RowCollator:
 
     Calling it returns `input_ids`, `attention_mask` and `labels`, each of shape `(batch_size, seq_len)`, padded on the
     right, and `session_ids` and `sequence_ids` where asked for. Labels are the ids, with -100 for padding, BOS and
-    whatever the row's loss leaves out.
+    whatever the row's loss leaves out. `whole_rows` says that no row was packed.
 
     Raises:
         ValueError: sessions asked for, and the rows have none.
@@ -124,7 +124,7 @@ class RowCollator:
         batch["labels"] = np.where(counts & (batch["attention_mask"] == 1), batch["input_ids"], -100)
         if self.packing:
             batch = pack_rows(batch)
-        return {name: torch.from_numpy(values) for name, values in batch.items()}
+        return {name: torch.from_numpy(values) for name, values in batch.items()} | {"whole_rows": not self.packing}
 
 
 PADDING = {"input_ids": PAD, "labels": -100, "session_ids": -1, "attention_mask": 0}

@@ -105,7 +105,7 @@ class PrefixRowCollator:
         # Where nothing is predicted the decoder still runs, on what every history has.
         lengths = before + np.where(counts, targets - starts[:, None], 0) * width
         batch |= {"labels": labels, "history_lengths": lengths}
-        return {name: torch.from_numpy(values) for name, values in batch.items()}
+        return {name: torch.from_numpy(values) for name, values in batch.items()} | {"whole_rows": True}
 
 
 __all__ = ["PrefixRowCollator", "PrefixRows"]

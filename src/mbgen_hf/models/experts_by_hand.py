@@ -1,5 +1,7 @@
 """Experts on the CPU: products in slot order and the whole routed feed-forward, with backward passes of their own."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
@@ -32,8 +34,10 @@ class GroupedMatmul(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor):
         states, weight = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_states = _multiply(grad, weight, ctx.runs)
-        return grad_states, _weight_gradient(grad, states, ctx.runs).to(ctx.of_weight), None
+        of_states, of_weight, _ = ctx.needs_input_grad
+        by_states = _multiply(grad, weight, ctx.runs) if of_states else None
+        by_weight = _weight_gradient(grad, states, ctx.runs).to(ctx.of_weight) if of_weight else None
+        return by_states, by_weight, None
 
 
 def _multiply(states: torch.Tensor, weight: torch.Tensor, runs: tuple[Run, ...]) -> torch.Tensor:
@@ -94,7 +98,11 @@ class Experts(torch.autograd.Function):
         # Read once: a checkpoint that frees them does not allow more.
         kept, routing = ctx.saved_tensors, ctx.routing
         step = len(kept) // len(routing.runs)
-        by_weights = [grad.new_empty(shape, dtype=dtype) for shape, dtype in ctx.weights]
+        # Frozen weights take no part.
+        by_weights = [
+            grad.new_empty(shape, dtype=dtype) if needed else None
+            for (shape, dtype), needed in zip(ctx.weights, ctx.needs_input_grad[3:5], strict=True)
+        ]
         blocks = Blocks.of_columns([grad], routing, ctx.dtypes).of_runs
         results = Blocks.empty(grad, routing, sum(width for width, _ in ctx.parts), ctx.dtypes)
         runs = zip(blocks, results.of_runs, *_by_run(routing, *by_weights), strict=True)
@@ -103,12 +111,20 @@ class Experts(torch.autograd.Function):
         return None, None, None, *by_weights, *results.to_columns(routing, ctx.parts)
 
 
-def _by_run(routing: Routing, *weights: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+def _by_run(routing: Routing, *weights: torch.Tensor | None) -> list[Sequence[torch.Tensor | None]]:
     """Of each weight, the experts of every run."""
-    return [weight.split([groups for groups, _ in routing.runs]) for weight in weights]
+    groups = [groups for groups, _ in routing.runs]
+    return [[None] * len(groups) if weight is None else weight.split(groups) for weight in weights]
 
 
-def _feed(rows, first, second, activation: str, probability: float, output: torch.Tensor) -> list[torch.Tensor | None]:
+def _feed(
+    rows: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    activation: str,
+    probability: float,
+    output: torch.Tensor,
+) -> list[torch.Tensor | None]:
     """`(groups, tokens, d_in)` through their experts into `output`; returns what the way back needs."""
     mask = None
     before = _product(rows, first.transpose(1, 2))
@@ -123,9 +139,14 @@ def _feed(rows, first, second, activation: str, probability: float, output: torc
 
 
 def _feed_backward(
-    grad, kept, activation: str, by_rows: torch.Tensor, by_first: torch.Tensor, by_second: torch.Tensor
-):
-    """Write the gradients by the rows and by both weights."""
+    grad: torch.Tensor,
+    kept: Sequence[torch.Tensor | None],
+    activation: str,
+    by_rows: torch.Tensor,
+    by_first: torch.Tensor | None,
+    by_second: torch.Tensor | None,
+) -> None:
+    """Write the gradients by the rows and by both weights; `None` for one that is not wanted."""
     rows, first, before, active, mask, inner, second = kept
     by_inner = _product(grad, second)
     _write_product(grad.transpose(1, 2), inner, by_second)
@@ -142,11 +163,11 @@ def _product(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
     return output
 
 
-def _write_product(one: torch.Tensor, two: torch.Tensor, output: torch.Tensor) -> None:
-    """A product into memory of whatever type."""
-    if output.dtype == one.dtype:
+def _write_product(one: torch.Tensor, two: torch.Tensor, output: torch.Tensor | None) -> None:
+    """A product into memory of whatever type, if there is any."""
+    if output is not None and output.dtype == one.dtype:
         _batched(one, two, output)
-    else:
+    elif output is not None:
         output.copy_(torch.bmm(one, two))
 
 

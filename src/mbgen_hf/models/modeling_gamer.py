@@ -8,11 +8,11 @@ from torch import nn
 from transformers import Cache, DynamicCache, Qwen3ForCausalLM, Qwen3Model, Qwen3PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.cache_utils import DynamicLayer
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3Attention,
     Qwen3RotaryEmbedding,
@@ -255,6 +255,7 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
         all_input_ids: torch.LongTensor | None = None,
         session_ids: torch.LongTensor | None = None,
         sequence_ids: torch.LongTensor | None = None,
+        whole_rows: bool = False,
         use_cache: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
@@ -269,9 +270,12 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
                 and the new ones together, from which behaviors and levels follow; `input_ids` where no cache is
                 filled. `generate` supplies it.
             session_ids (`torch.LongTensor` of shape `(batch_size, total_len)`, *optional*): session of every token,
-                not decreasing, from 0 in each row or packed sequence; BOS and padding have -1. Needed by `session_wise_attention`.
+                not decreasing, from 0 in each row or packed sequence; BOS and padding have -1. Needed by
+                `session_wise_attention`.
             sequence_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*): number of the packed
                 sequence each token belongs to, ascending; tokens see their own sequence only.
+            whole_rows (`bool`, *optional*): whether rows are known to be as above, padded on the right; experts then
+                take their tokens by place. Collators say so.
 
         Raises:
             ValueError: no `input_ids`, a filled cache without `all_input_ids`, a cache with too few layers, or no
@@ -312,7 +316,8 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
         view = self._cross_level_view(masks, behaviors, attention_mask, session_ids, sequence_ids, new)
         injected = torch.where(slots == BEHAVIOR_SLOT, 0, behaviors[:, new])
         padding = (input_ids == PAD) & ~attention_mask[:, -input_ids.shape[1] :].bool()
-        routing = Routing.from_slots(slots, injected, space.num_slots, padding)
+        num_special = int(self.config.add_bos_token) if whole_rows else None
+        routing = Routing.from_slots(slots, injected, space.num_slots, padding, num_special)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for layer in self.layers:
             hidden_states = layer(
@@ -332,7 +337,8 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
         """`DynamicCache(config=...)` counts one attention layer per block: add those of the cross-level layers."""
         if cache is None or cache.layer_class_to_replicate is not None:
             return
-        needed = self.config.num_hidden_layers + len(self.config.cross_level_layers)
+        # The copying head keeps final states as one more.
+        needed = self.config.num_hidden_layers + len(self.config.cross_level_layers) + self.config.copy_from_history
         if isinstance(cache, DynamicCache):
             cache.layers.extend(DynamicLayer() for _ in range(needed - len(cache.layers)))
         elif len(cache.layers) < needed:

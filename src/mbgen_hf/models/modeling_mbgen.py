@@ -231,6 +231,7 @@ class MBGenStack(MBGenPreTrainedModel, SwitchTransformersStack):
         encoder_attention_mask: torch.Tensor | None = None,
         decoder_behavior_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
+        num_special: int | None = None,
         use_cache: bool | None = None,
         **kwargs,
     ) -> MoEModelOutputWithPastAndCrossAttentions:
@@ -246,6 +247,8 @@ class MBGenStack(MBGenPreTrainedModel, SwitchTransformersStack):
                 decoder sees of them; `(batch_size, n, history_len)` where every row sees a part of its own.
             decoder_behavior_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*): behavior rows of
                 `input_ids`, needed once earlier tokens sit in the cache only. The encoder ignores them.
+            num_special (`int`, *optional*): how many special tokens every row begins with, where whole interactions,
+                padded on the right, are known to follow them.
 
         Raises:
             ValueError: a cached step without `decoder_behavior_ids`, or no `input_ids`.
@@ -264,9 +267,9 @@ class MBGenStack(MBGenPreTrainedModel, SwitchTransformersStack):
                     "`decoder_behavior_ids`: expected behaviors of the new tokens beside a filled cache, found None"
                 )
             decoder_behavior_ids = space.behavior_indices(input_ids, self.config.inject_behavior_tokens)
-        routing = Routing.from_slots(
-            space.slots(input_ids), decoder_behavior_ids, space.num_slots, self._padding(input_ids, attention_mask)
-        )
+        padding = self._padding(input_ids, attention_mask)
+        slots = space.slots(input_ids)
+        routing = Routing.from_slots(slots, decoder_behavior_ids, space.num_slots, padding, num_special)
         hidden_states = self.dropout(self.embed_tokens(input_ids))
         position_bias = self._position_bias(hidden_states, attention_mask, past_key_values, seen)
         encoder_bias = None
@@ -363,6 +366,7 @@ class MBGenForConditionalGeneration(
         decoder_history_ids: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool | None = None,
+        whole_rows: bool = False,
         **kwargs,
     ) -> Seq2SeqMoEOutput:
         r"""
@@ -390,6 +394,9 @@ class MBGenForConditionalGeneration(
                 What the sum of the loss is divided by; the number of labels by default.
             skip_logits (`bool`, *optional*):
                 Whether to return no logits; by default those of a training pass with labels are never made as a whole.
+            whole_rows (`bool`, *optional*):
+                Whether rows and labels are known to be as above, padded on the right; experts then take the tokens of
+                the decoder, and of a causal encoder, by place. Collators say so.
 
         Returns:
             `Seq2SeqMoEOutput` with `loss`, `logits` of shape `(batch_size, target_len, vocab_size)` or `None`, and the
@@ -412,11 +419,16 @@ class MBGenForConditionalGeneration(
                 raise ValueError("`decoder_history_ids`: expected the history beside `encoder_outputs`, found None")
             kwargs["use_cache"] = False  # The copying head looks at all tokens of the interaction, which are few.
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            # Behind a history of the bidirectional encoder stands EOS, at another place in each row.
+            in_front = 1 + bool(self.config.num_user_tokens) if whole_rows and self.config.causal_encoder else None
+            encoder_outputs = self.encoder(
+                input_ids=input_ids, attention_mask=attention_mask, num_special=in_front, **kwargs
+            )
         if labels is not None:
             kwargs["use_cache"] = False  # A loss needs no keys and values of the past.
             if decoder_input_ids is None:
                 decoder_input_ids = self._shift_right(labels)
+                kwargs["num_special"] = 1 if whole_rows else None
         if history_lengths is not None:
             columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
             attention_mask = attention_mask[:, None].bool() & (columns < history_lengths[..., None])

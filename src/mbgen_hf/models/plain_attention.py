@@ -16,7 +16,7 @@ CAUSAL_BLOCK = 48
 
 
 class PlainAttention(torch.autograd.Function):
-    """`softmax(queries keys^T * scaling + mask)`, dropped out, times values; softmax in float32 or more."""
+    """`softmax(queries keys^T * scaling + mask)`, dropped out, times values; softmax inside in float32 or more."""
 
     @staticmethod
     def forward(ctx, queries, keys, values, mask, scaling: float, probability: float, causal: bool) -> torch.Tensor:
@@ -32,7 +32,9 @@ class PlainAttention(torch.autograd.Function):
         ctx.blocks, saved = [], []
         # A bias that learns keeps its precision. Others are added in the type of scores, as the stock networks do.
         learned = mask is not None and ctx.needs_input_grad[3]
-        added = mask.to(dtype) if mask is not None and mask.dtype != torch.bool and not learned else mask
+        added = mask
+        if mask is not None and mask.dtype != torch.bool and not learned:
+            added = mask.clamp(min=torch.finfo(dtype).min).to(dtype)
         for block, end in _blocks(length, total, causal):
             own = rows[:, :, :, block].reshape(len(keys), -1, width)
             scores = torch.bmm(own, _first(keys, end).transpose(1, 2)).view(batch, heads, -1, end)

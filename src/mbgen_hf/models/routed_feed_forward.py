@@ -1,7 +1,7 @@
 """Position-routed experts and behavior injection, shared by MBGen (section 3.4) and GAMER (equation 5).
 
-A token's expert is its slot. A layer brings its tokens into slot order, the experts are one grouped matrix product per
-weight, and the results are put back: no capacity, no router probability.
+A token's expert is its slot. A layer brings its tokens into slot order, the experts are one batched or grouped product
+per weight, and the results are put back: no capacity, no router probability.
 """
 
 from collections.abc import Callable
@@ -93,10 +93,13 @@ class RoutedLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features))
 
-    def forward(self, states: torch.Tensor, ends: torch.Tensor | int) -> torch.Tensor:
-        """`(num_tokens, in_features)` with the end of each slot, or any shape with the slot of all."""
+    def forward(self, states: torch.Tensor, ends: torch.Tensor | int | slice) -> torch.Tensor:
+        """`(num_tokens, in_features)` with the end of each slot, any shape with the slot of all of them, or
+        `(num_slots, num_tokens, in_features)` with a slice of slots."""
         if isinstance(ends, int):
             return F.linear(states, self.weight[ends])
+        if isinstance(ends, slice):
+            return torch.bmm(states, self.weight[ends].transpose(1, 2))
         return grouped_matmul(states, self.weight.transpose(1, 2), ends)
 
 
@@ -158,10 +161,20 @@ class RoutedFeedForward(nn.Module):
             return self._transform(hidden_states)
         if routing.slot is not None:
             return self._transform(hidden_states, routing.slot)
+        if routing.grid is not None:
+            return self._through_grid(hidden_states, *routing.grid)
         shape = hidden_states.shape
         states = reorder(hidden_states.reshape(-1, shape[-1]), routing.order, routing.restore)
         states = self._transform(states, routing.ends)
         return reorder(states, routing.restore, routing.order).reshape(*shape[:-1], -1)
+
+    def _through_grid(self, states: torch.Tensor, special: int, interactions: int) -> torch.Tensor:
+        """Rows of special tokens and whole interactions: one batched product over `(slot, tokens, width)`."""
+        batch = len(states)
+        behind = states[:, special:].unflatten(1, (interactions, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+        behind = self._transform(behind, slice(1, None)).unflatten(1, (batch, interactions))
+        in_front = self._transform(states[:, :special].flatten(0, 1)[None], slice(0, 1))[0]
+        return torch.cat([in_front.unflatten(0, (batch, special)), behind.permute(1, 2, 0, 3).flatten(1, 2)], dim=1)
 
     def _runs_by_hand(self, states: torch.Tensor, routing: Routing) -> bool:
         # Layers that an adapter or a quantizer has replaced have a forward of their own.
@@ -183,7 +196,7 @@ class RoutedFeedForward(nn.Module):
         self.wi = self._linear(d_in, d_ff)
         self.wo = self._linear(d_ff, d_out)
 
-    def _transform(self, states: torch.Tensor, *ends: torch.Tensor | int) -> torch.Tensor:
+    def _transform(self, states: torch.Tensor, *ends: torch.Tensor | int | slice) -> torch.Tensor:
         return self.wo(self.dropout(self.activation(self.wi(states, *ends))), *ends)
 
 
@@ -204,7 +217,7 @@ class RoutedGatedFeedForward(RoutedFeedForward):
     def _maps(self) -> list[nn.Module]:
         return [self.gate_up_proj, self.down_proj]
 
-    def _transform(self, states: torch.Tensor, *ends: torch.Tensor | int) -> torch.Tensor:
+    def _transform(self, states: torch.Tensor, *ends: torch.Tensor | int | slice) -> torch.Tensor:
         if self.routed:
             gate, up = self.gate_up_proj(states, *ends).chunk(2, dim=-1)
         else:
