@@ -1,20 +1,26 @@
 """Training throughput of both models, against the stock backbones and against a plain reference.
 
     python benchmarks/training.py --size small --output training.json
-    OMP_NUM_THREADS=1 python benchmarks/training.py --size small --models gamer --seconds 10
+    python benchmarks/training.py --size paper --models gamer --lengths shortvideoad --seconds 2 --batches 3
+    python benchmarks/training.py --size paper --input --head --only "ours,ours bf16,ours causal"
+    python benchmarks/training.py --size paper-semantic --models gamer --lengths fixed --longest 100 --batch 64 \
+        --device cuda --compile
 
-All contenders of a model train on the same users, drawn once (log-normal numbers of interactions, uniform items):
+All contenders of a model train on the same users, drawn once (by default log-normal numbers of interactions, uniform
+items); models are those of the presets:
 
 * `ours`: rows of similar length together, fused operations, grouped experts, loss without all logits; `ours bf16` the
-  same under autocast, `ours compiled` under `torch.compile` (with `--compile`); for MBGen also `ours causal`, one pass
-  of a causal encoder per user;
+  same under autocast; with `--compile` both under `torch.compile`; for MBGen also `ours causal`, one pass of a causal
+  encoder per user; for GAMER on a GPU also FlexAttention and, where it is installed, Liger's loss;
 * `stock`: the stock backbone on the batches of ours: Qwen3, and SwitchTransformers with as many experts, top-1;
 * `plain`: the same model with boolean-mask expert dispatch, eager attention, stock norms and dropout, the whole matrix
   of logits, and padded batches in random order, float32.
 
 A token counts when it is not padding. Prints, and writes as JSON: tokens and predicted interactions per second, their
-ratio to `plain` and `stock`, the share of the matrix product rate measured in the same run, peak memory, and the time
-of a routed feed-forward against a dense one. Needs torch and transformers only.
+ratio to `plain` and `stock`, the share of the matrix product rate measured in the same run, peak memory, for GAMER at
+the paper's size the time that the paper's 94 epochs would take, and the time of a routed feed-forward against a dense
+one. `--head` and `--input` measure the head with its loss, and the input pipeline. Needs torch and transformers only,
+except for `--input`.
 """
 
 import argparse
@@ -22,240 +28,115 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
-from transformers import Qwen3Config, Qwen3ForCausalLM, SwitchTransformersConfig
-from transformers import SwitchTransformersForConditionalGeneration as StockSwitch
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
-from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersLayerNorm
+from training_batches import (
+    LENGTHS,
+    LONGEST_ROW,
+    SHORT_VIDEO_AD,
+    Users,
+    batches,
+    predictions,
+    real_tokens,
+    short_video_ad_lengths,
+)
+from training_input import against_goals, measure_input
+from training_models import (
+    SIZES,
+    Batch,
+    arithmetic,
+    build,
+    configuration,
+    family,
+    make_plain,
+    our_loss,
+    plain_loss,
+    stock_loss,
+)
+from training_parts import (
+    FEED_FORWARD_TYPES,
+    feed_forward,
+    head_alone,
+    matmul_rate,
+    peak_memory,
+    reset_peak_memory,
+    synchronize,
+)
+from transformers.utils import is_liger_kernel_available
 
-from mbgen_hf.models.configuration_gamer import GamerConfig
-from mbgen_hf.models.configuration_mbgen import MBGenConfig
-from mbgen_hf.models.fused_operations import Dropout, FusedQwen3RMSNorm, FusedSwitchLayerNorm
-from mbgen_hf.models.modeling_gamer import GamerForCausalLM
-from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
-from mbgen_hf.models.routed_feed_forward import RoutedFeedForward, RoutedGatedFeedForward, Routing
-from mbgen_hf.models.token_space import BOS, EOS, PAD, TokenSpace
+from mbgen_hf.training.liger import summed_cross_entropy
 from mbgen_hf.training.memory import keep_freed_memory
 
 
-BEHAVIORS = ["fav", "cart", "buy"]
-SIZES = {
-    "small": {
-        "code_sizes": [143, 143],
-        "gamer": dict(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
-            behavior_embedding_dim=16,
-        ),
-        "mbgen": dict(
-            d_model=64, d_kv=16, d_ff=128, num_heads=4, num_layers=2, num_decoder_layers=2, behavior_embedding_dim=16
-        ),
-        "batch": {"gamer": 64, "mbgen": 256},
-    },
-    "paper": {"code_sizes": [64] * 4, "gamer": {}, "mbgen": {}, "batch": {"gamer": 16, "mbgen": 64}},
-}
-Batch = dict[str, torch.Tensor]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class Users:
-    """Users with random interactions as token ids.
+@dataclass(frozen=True)
+class Contender:
+    """One way to train.
 
     Args:
-        space: the layout of ids.
-        count: number of users.
-        longest: most interactions of one user; the mean is about a third of it.
-        seed: of everything.
+        name: in the results.
+        model: kind of `build`.
+        plain: whether it is the plain reference, on batches in random order.
+        autocast: whether under bfloat16 autocast.
+        compiled: whether under `torch.compile`.
+        attention: its attention implementation; the model's own by default.
+        liger: whether the loss is Liger's.
     """
 
-    def __init__(self, space: TokenSpace, count: int, longest: int, seed: int):
-        generator = np.random.default_rng(seed)
-        self.lengths = np.clip(generator.lognormal(np.log(longest / 4), 0.8, count).astype(int), 2, longest)
-        shape = (self.lengths.sum(), space.num_code_levels + 1)
-        self.tokens = np.empty(shape, dtype=np.int64)
-        self.tokens[:, 0] = space.behavior_offset + generator.integers(0, len(space.behaviors), shape[0])
-        for level, (offset, size) in enumerate(zip(space.code_offsets, space.code_sizes, strict=True)):
-            self.tokens[:, level + 1] = offset + generator.integers(0, size, shape[0])
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        self.generator = generator
+    name: str
+    model: str
+    plain: bool = False
+    autocast: bool = False
+    compiled: bool = False
+    attention: str | None = None
+    liger: bool = False
 
-    def interactions(self, user: int, end: int) -> np.ndarray:
-        return self.tokens[self.starts[user] : self.starts[user] + end]
-
-
-def padded(rows: list[np.ndarray], filler: int) -> torch.Tensor:
-    width = max(len(row) for row in rows)
-    return torch.from_numpy(
-        np.stack([np.pad(row, (0, width - len(row)), constant_values=filler) for row in rows]).astype(np.int64)
-    )
-
-
-def gamer_batch(users: Users, numbers: np.ndarray) -> Batch:
-    """Rows `[BOS, interactions]`, each token predicted from those before it."""
-    rows = [np.append(BOS, users.interactions(user, users.lengths[user])) for user in numbers]
-    ids = padded(rows, PAD)
-    return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "labels": ids.masked_fill(ids <= BOS, -100)}
+    def build(self, args: argparse.Namespace, one_shape: bool) -> nn.Module:
+        """The model, ready to train; compiled for the shape of the batches if they have but one."""
+        model = build(self.model, args.size, args.dropout, args.code_sizes)
+        if self.plain:
+            model = make_plain(model)
+        if self.attention is not None:
+            model.set_attn_implementation(self.attention)
+        if self.liger:
+            model.loss_kernel = summed_cross_entropy
+        if self.compiled:
+            model.compile(dynamic=not one_shape)
+        return model
 
 
-def mbgen_batch(users: Users, examples: np.ndarray) -> Batch:
-    """Histories `[interactions, EOS]` and the interaction that follows each."""
-    rows = [np.append(users.interactions(user, end), EOS) for user, end in examples]
-    labels = [np.append(users.tokens[users.starts[user] + end], EOS) for user, end in examples]
-    ids = padded(rows, PAD)
-    return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "labels": torch.from_numpy(np.stack(labels))}
-
-
-def causal_batch(users: Users, numbers: np.ndarray) -> Batch:
-    """Rows `[BOS, interactions]`, every interaction predicted from those before it by one pass."""
-    width, most = users.tokens.shape[1], users.lengths[numbers].max()
-    rows = [np.append(BOS, users.interactions(user, users.lengths[user] - 1)) for user in numbers]
-    labels = torch.full((len(numbers), most, width + 1), -100)
-    for row, user in enumerate(numbers):
-        labels[row, : users.lengths[user], :width] = torch.from_numpy(
-            users.interactions(user, users.lengths[user]).copy()
-        )
-        labels[row, : users.lengths[user], width] = EOS
-    lengths = torch.where(labels[..., 0] >= 0, 1 + torch.arange(most) * width, 1)
-    ids = padded(rows, PAD)
-    return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "labels": labels, "history_lengths": lengths}
-
-
-def batches(users: Users, kind: str, size: int, grouped: bool, count: int) -> list[Batch]:
-    """Batches of similar length, spread over all lengths, or of random users."""
+def contenders(kind: str, device: str, compile_too: bool) -> list[Contender]:
+    """Those of a model on a device."""
+    listed = [
+        Contender("plain", kind, plain=True),
+        Contender("stock", f"stock-{kind}"),
+        Contender("ours", kind),
+        Contender("ours bf16", kind, autocast=True),
+    ]
     if kind == "mbgen":
-        pairs = [(user, end) for user, length in enumerate(users.lengths) for end in range(length)]
-        examples, lengths = np.array(pairs), np.array([end for _, end in pairs])
-    else:
-        examples, lengths = np.arange(len(users.lengths)), users.lengths
-    order = users.generator.permutation(len(examples))[: len(examples) // size * size]
-    if grouped:
-        order = order[np.argsort(lengths[order], kind="stable")]
-    parts = order.reshape(-1, size)
-    chosen = parts[users.generator.permutation(len(parts))[:count]]
-    make = {"gamer": gamer_batch, "mbgen": mbgen_batch, "causal": causal_batch}[kind]
-    return [make(users, examples[part]) for part in chosen]
-
-
-def real_tokens(batch: Batch) -> int:
-    """Tokens that are not padding; the decoder's included."""
-    decoder = 0 if batch["labels"].shape == batch["input_ids"].shape else int((batch["labels"] != -100).sum())
-    return int(batch["attention_mask"].sum()) + decoder
-
-
-def predictions(batch: Batch) -> int:
-    """Predicted interactions."""
-    if batch["labels"].shape == batch["input_ids"].shape:
-        return int((batch["labels"] != -100).sum())
-    return int((batch["labels"] != -100).any(-1).sum())
-
-
-class PlainFeedForward(RoutedFeedForward):
-    """Experts by boolean masks, one after the other."""
-
-    def forward(self, hidden_states: torch.Tensor, routing: Routing) -> torch.Tensor:
-        if self.behavior_embedding is not None:
-            hidden_states = torch.cat([hidden_states, self.behavior_embedding(routing.behaviors)], dim=-1)
-        if not self.routed:
-            return self.expert(hidden_states, None)
-        slots = routing.slots()
-        output = hidden_states.new_zeros(*hidden_states.shape[:-1], self.weights[-1].shape[-2])
-        for number in range(self.num_experts):
-            mask = slots == number
-            output[mask] = self.expert(hidden_states[mask], number)
-        return output
-
-    @property
-    def weights(self) -> list[torch.Tensor]:
-        return [self.wi.weight, self.wo.weight]
-
-    def expert(self, states: torch.Tensor, number: int | None) -> torch.Tensor:
-        first, last = (weight if number is None else weight[number] for weight in self.weights)
-        return F.linear(self.dropout(self.activation(F.linear(states, first))), last)
-
-
-class PlainGatedFeedForward(PlainFeedForward):
-    """The same for the gated one."""
-
-    @property
-    def weights(self) -> list[torch.Tensor]:
-        if self.routed:
-            return [*self.gate_up_proj.weight.chunk(2, dim=1), self.down_proj.weight]
-        return [self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight]
-
-    def expert(self, states: torch.Tensor, number: int | None) -> torch.Tensor:
-        gate, up, down = (weight if number is None else weight[number] for weight in self.weights)
-        return F.linear(self.dropout(self.activation(F.linear(states, gate)) * F.linear(states, up)), down)
-
-
-PLAIN_CLASSES: dict[type, type] = {
-    RoutedFeedForward: PlainFeedForward,
-    RoutedGatedFeedForward: PlainGatedFeedForward,
-    FusedQwen3RMSNorm: Qwen3RMSNorm,
-    FusedSwitchLayerNorm: SwitchTransformersLayerNorm,
-    Dropout: nn.Dropout,
-}
-
-
-def make_plain(model: nn.Module) -> nn.Module:
-    """Turn one of our models, weights and all, into the plain reference."""
-    model.set_attn_implementation("eager")
-    for module in model.modules():
-        module.__class__ = PLAIN_CLASSES.get(type(module), type(module))
-    return model
-
-
-def plain_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Cross-entropy of the whole matrix of logits."""
-    inputs = {name: values for name, values in batch.items() if name != "labels"}
-    labels = batch["labels"]
-    if isinstance(model, GamerForCausalLM):
-        logits, labels = model(**inputs, use_cache=False).logits[:, :-1], labels[:, 1:]
-    else:
-        logits = model(**inputs, decoder_input_ids=model._shift_right(labels), use_cache=False).logits
-    return F.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
-
-
-def our_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    return model(**batch).loss
-
-
-def build(kind: str, size: str, dropout: float) -> nn.Module:
-    """One of our models, or with `stock-` in front the backbone it stands on."""
-    sizes, torch_seed = SIZES[size], torch.manual_seed(0)
-    shared = {"behaviors": BEHAVIORS, "code_sizes": sizes["code_sizes"]}
-    gamer = GamerConfig(
-        **shared, **sizes["gamer"], hidden_dropout=dropout, attention_dropout=dropout, expert_dropout=dropout
-    )
-    mbgen = MBGenConfig(
-        **shared, **sizes["mbgen"], num_user_tokens=0, dropout_rate=dropout, causal_encoder=kind == "causal"
-    )
-    del torch_seed
-    if kind == "gamer":
-        return GamerForCausalLM(gamer)
-    if kind == "stock-gamer":
-        names = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
-        names += " head_dim rope_parameters tie_word_embeddings attention_dropout pad_token_id"
-        return Qwen3ForCausalLM(Qwen3Config(**{name: getattr(gamer, name) for name in names.split()}))
-    if kind == "stock-mbgen":
-        names = "vocab_size d_model d_kv d_ff num_layers num_decoder_layers num_heads dropout_rate num_experts"
-        fields = {name: getattr(mbgen, name) for name in names.split()}
-        sparse = {"num_sparse_encoder_layers": 0, "num_sparse_decoder_layers": mbgen.num_decoder_layers}
-        return StockSwitch(SwitchTransformersConfig(**fields, **sparse, decoder_start_token_id=BOS))
-    return MBGenForConditionalGeneration(mbgen)
+        listed += [Contender("ours causal", "causal"), Contender("ours causal bf16", "causal", autocast=True)]
+    if compile_too:
+        listed.append(Contender("ours compiled", kind, compiled=True))
+        listed.append(Contender("ours bf16 compiled", kind, autocast=True, compiled=True))
+    if kind == "gamer" and device == "cuda":
+        flex = {"autocast": True, "attention": "flex_attention"}
+        listed.append(Contender("ours bf16 flex", kind, **flex))
+        if compile_too:
+            listed.append(Contender("ours bf16 flex compiled", kind, compiled=True, **flex))
+        if is_liger_kernel_available():
+            listed.append(Contender("ours bf16 liger", kind, autocast=True, liger=True))
+    return listed
 
 
 def train(
-    model: nn.Module, loss: Callable, work: list[Batch], seconds: float, device: str, autocast: bool
+    model: nn.Module, loss: Callable, work: list[Batch], seconds: float, device: str, autocast: bool, warm_up: int
 ) -> dict[str, float]:
-    """Steps over the batches, again and again, for so many seconds; the first round is not counted."""
+    """Steps over the batches, again and again, for so many seconds, after `warm_up` steps that are not counted."""
     model.to(device).train()
     work = [{name: values.to(device) for name, values in batch.items()} for batch in work]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -269,7 +150,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
 
-    for batch in work[: max(2, len(work) // 4)]:
+    for batch in work[:warm_up]:
         step(batch)
     synchronize(device)
     reset_peak_memory(device)
@@ -293,183 +174,163 @@ def train(
     }
 
 
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def reset_peak_memory(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from here.
-
-
-def peak_memory(device: str) -> float:
-    """Of the device, or of the whole process on the CPU, since the reset, in MB."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**10
-
-
-def best_times(runs: list[Callable[[], object]], device: str, repeats: int = 15) -> list[float]:
-    """The fastest of several runs of each, taken in turns, in seconds."""
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(repeats + 3):
-        for run, own in zip(runs, times, strict=True):
-            synchronize(device)
-            started = time.perf_counter()
-            run()
-            synchronize(device)
-            own.append(time.perf_counter() - started)
-    return [min(own[3:]) for own in times]
-
-
-def matmul_rate(dtype: torch.dtype, device: str) -> float:
-    """FLOP/s of a large matrix product."""
-    side = 2048 if device == "cpu" else 8192
-    one, two = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / best_times([lambda: one @ two], device, repeats=5)[0]
-
-
-def arithmetic(model: nn.Module, batch: Batch) -> float:
-    """FLOP of the weights of a step: six per weight and token that meets it, of one expert where routed.
-
-    Attention's products of tokens with tokens are left out.
-    """
-    histories, targets, total = int(batch["attention_mask"].sum()), int((batch["labels"] != -100).sum()), 0.0
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        routed = weight is not None and weight.dim() == 3
-        other_expert = "expert_" in name and "expert_0" not in name
-        if other_expert or not (routed or isinstance(module, nn.Linear)):
-            continue
-        of_target = name.startswith("decoder.") and not name.endswith(("EncDecAttention.k", "EncDecAttention.v"))
-        tokens = targets if of_target or name == "lm_head" else histories
-        total += 6.0 * (weight[0] if routed else weight).numel() * tokens
-    return total
-
-
-def feed_forward(size: str, dtype: torch.dtype, autocast: bool, device: str, rows: int) -> dict[str, float]:
-    """A routed feed-forward against a dense one of the same arithmetic, forward and backward.
-
-    Tokens are those of GAMER: rows of BOS and whole interactions, about 256 tokens each. The goal is 1.15.
-    """
-    config, torch_seed = GamerConfig(behaviors=BEHAVIORS, **SIZES[size]["gamer"]), torch.manual_seed(0)
-    del torch_seed
-    period = config.token_space.num_slots - 1
-    row = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1, period + 1).repeat(256 // period)])
-    slots = row.to(device).repeat(rows, 1)
-    routing = Routing.from_slots(slots, torch.zeros_like(slots), config.token_space.num_slots)
-    ratios = {}
-    for kind, shape, activation in (
-        ("gated", RoutedGatedFeedForward, nn.SiLU()),
-        ("plain", RoutedFeedForward, nn.ReLU()),
-    ):
-        runs = []
-        for experts in (config.token_space.num_slots, 1):
-            layer = shape(config.hidden_size, config.intermediate_size, experts, 3, 0, activation, 0.0)
-            for parameter in layer.parameters():
-                nn.init.normal_(parameter, std=0.05)
-            layer.to(device, dtype)
-            states = torch.randn(*slots.shape, config.hidden_size, device=device).to(dtype).requires_grad_()
-            gradient = torch.randn_like(states)
-
-            def run(layer=layer, states=states, gradient=gradient):
-                states.grad = None
-                layer.zero_grad()
-                with torch.autocast(device, torch.bfloat16, enabled=autocast):
-                    output = layer(states, routing)
-                output.backward(gradient.to(output.dtype))
-
-            runs.append(run)
-        routed, dense = best_times(runs, device, repeats=max(960 // rows, 10))
-        ratios |= {f"{kind}_to_dense": routed / dense, f"{kind}_dense_seconds": dense}
-    return ratios
-
-
-def contenders(kind: str, compile_too: bool) -> list[tuple[str, str, bool, bool, bool]]:
-    """Name, model, plain, autocast, compiled."""
-    listed = [
-        ("plain", kind, True, False, False),
-        ("stock", f"stock-{kind}", False, False, False),
-        ("ours", kind, False, False, False),
-        ("ours bf16", kind, False, True, False),
-    ]
-    if kind == "mbgen":
-        listed += [("ours causal", "causal", False, False, False), ("ours causal bf16", "causal", False, True, False)]
-    if compile_too:
-        listed.append(("ours compiled", kind, False, False, True))
-    return listed
+def chosen_contenders(kind: str, args: argparse.Namespace) -> list[Contender]:
+    """The contenders of a model that were asked for."""
+    listed = contenders(kind, args.device, args.compile)
+    return [each for each in listed if args.only is None or each.name in args.only]
 
 
 def measure(kind: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """All contenders of a model, one after the other."""
-    space = TokenSpace(tuple(BEHAVIORS), tuple(SIZES[args.size]["code_sizes"]))
-    size, results = args.batch or SIZES[args.size]["batch"][kind], {}
+    """The contenders of a model, one after the other."""
+    results: dict[str, dict[str, float]] = {}
     rates = {name: matmul_rate(dtype, args.device) for name, dtype in DTYPES.items()}
-    for name, which, plain, autocast, compiled in contenders(kind, args.compile):
-        users = Users(space, args.users, args.longest, args.seed)
+    for each in chosen_contenders(kind, args):
+        space = configuration(each.model, args.size, args.dropout, args.code_sizes).token_space
+        users = Users(space, args.users, args.longest, args.seed, args.lengths)
         # As many predictions in a step of whole users as in one of single ones.
-        rows = max(1, round(size / users.lengths.mean())) if which == "causal" else size
-        work = batches(users, which.removeprefix("stock-"), rows, not plain, args.batches)
-        model = build(which, args.size, args.dropout)
-        if plain:
-            model = make_plain(model)
-        if compiled:
-            model.compile(dynamic=True)
-        result = train(model, plain_loss if plain else our_loss, work, args.seconds, args.device, autocast)
-        result["share_of_matmul_rate"] = result["flop_per_second"] / rates["bfloat16" if autocast else "float32"]
-        results[name] = result
+        size = batch_rows(kind, args)
+        rows = max(1, round(size / users.lengths.mean())) if each.model == "causal" else size
+        work = batches(users, each.model.removeprefix("stock-"), rows, not each.plain, args.batches)
+        model = each.build(args, one_shape=len({batch["input_ids"].shape for batch in work}) == 1)
+        loss = plain_loss if each.plain else stock_loss if each.name == "stock" else our_loss
+        # The compiler sees every shape before the clock starts.
+        warm_up = len(work) if each.compiled else max(2, len(work) // 4)
+        result = train(model, loss, work, args.seconds, args.device, each.autocast, warm_up)
+        result["share_of_matmul_rate"] = result["flop_per_second"] / rates["bfloat16" if each.autocast else "float32"]
+        results[each.name] = result
         for rival in ("plain", "stock"):
             if rival in results:
                 for what in ("tokens", "predictions"):
                     key = f"{what}_per_second"
                     result[f"{what}_to_{rival}"] = result[key] / results[rival][key]
-        print(json.dumps({kind: {name: {key: round(value, 4) for key, value in result.items()}}}), flush=True)
+        if kind == "gamer" and args.size != "small":
+            tokens = paper_run(space.num_code_levels, args.seed)["tokens"]
+            result["paper_run_hours"] = tokens / result["tokens_per_second"] / 3600
+        show({kind: {each.name: result}})
     return {"matmul_rate": rates, **results}
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Of weights and states, and whether under autocast.
-FEED_FORWARD_TYPES = {
-    "float32": (torch.float32, False),
-    "autocast": (torch.float32, True),
-    "bfloat16": (torch.bfloat16, False),
-}
+def batch_rows(kind: str, args: argparse.Namespace) -> int:
+    return args.batch or SIZES[args.size]["batch"][family(kind)]
+
+
+def paper_run(num_code_levels: int, seed: int) -> dict[str, float]:
+    """Tokens of GAMER's 94 epochs with four augmented copies on a generated log of ShortVideoAD's size.
+
+    `tokens_at_most` is what they would be if every row and every copy had the 101 interactions that are the most.
+    """
+    lengths, width = short_video_ad_lengths(seed), num_code_levels + 1
+    most = SHORT_VIDEO_AD["users"] * (SHORT_VIDEO_AD["copies"] + 1)
+    epochs = SHORT_VIDEO_AD["epochs"]
+    return {
+        **SHORT_VIDEO_AD,
+        "rows": len(lengths),
+        "tokens": epochs * int((lengths * width + 1).sum()),
+        "tokens_at_most": epochs * most * (LONGEST_ROW * width + 1),
+    }
+
+
+def show(results: dict) -> None:
+    """Print a line of JSON with few digits."""
+
+    def short(value):
+        if isinstance(value, dict):
+            return {key: short(inner) for key, inner in value.items()}
+        return round(value, 4) if isinstance(value, float) else value
+
+    print(json.dumps(short(results)), flush=True)
+
+
+def parse_code_sizes(text: str) -> list[int]:
+    """`"8192x4"` or `"143,143"` to sizes of code levels."""
+    size, times, levels = text.partition("x")
+    try:
+        sizes = [int(size)] * int(levels) if times else [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"expected SIZExLEVELS or sizes with commas between, found {text!r}")
+    return sizes
+
+
+def parse_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Training throughput against stock backbones and a plain reference.")
+    add = parser.add_argument
+    add("--models", type=parse_names, default=["gamer", "mbgen"], help="gamer, mbgen or both; '' for none")
+    add("--size", choices=list(SIZES), default="small",
+        help="small: presets *-small, 143x2 codes; paper: presets *-paper with the papers' chunked IDs, 64x3 codes; "
+        "paper-semantic: the same with the semantic IDs of GAMER's tables, 8192x4, whose head is half of the "
+        "arithmetic")  # fmt: skip
+    add("--code-sizes", type=parse_code_sizes, metavar="SIZExLEVELS",
+        help="other codes than the size's, such as 8192x4 or 64,64,128")  # fmt: skip
+    add("--only", type=parse_names, metavar="NAMES", help="contenders to measure, such as 'plain,ours bf16'")
+    add("--seconds", type=float, default=10, help="least time of each measurement")
+    add("--batch", type=int, help="rows of a batch; by default that of the size")
+    add("--batches", type=int, default=16, help="different batches")
+    add("--feed-forward-rows", type=int, nargs="*", default=[16, 64], metavar="ROWS",
+        help="of about 256 tokens, for the feed-forward alone; without a number it is not measured")  # fmt: skip
+    add("--head", type=int, nargs="?", const=2048, metavar="TOKENS",
+        help="measure the head with its loss alone, 256 wide: 8192x4 codes, or those of --code-sizes")  # fmt: skip
+    add("--input", type=int, nargs="?", const=20_000, metavar="USERS",
+        help="measure the input pipeline on one thread, over a generated table of so many users")  # fmt: skip
+    add("--users", type=int, default=2000)
+    add("--longest", type=int, default=50, help="most interactions of a user")
+    add("--lengths", choices=LENGTHS, default="lognormal",
+        help="interactions of a user: log-normal; fixed: --longest; shortvideoad: those of the rows of GAMER's "
+        "training on a generated log of that size, up to 101")  # fmt: skip
+    add("--dropout", type=float, help="by default that of the preset")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--compile", action="store_true", help="measure ours under torch.compile as well, float32 and bf16")
+    add("--keep-memory", action="store_true", help="keep freed memory, as `train_model` does")
+    add("--seed", type=int, default=0)
+    add("--output", type=Path)
+    args = parser.parse_args(argv)
+    args.models = [name for name in args.models if name]
+    if unknown := sorted(set(args.models) - {"gamer", "mbgen"}):
+        parser.error(f"--models: expected gamer, mbgen or both, found {unknown[0]!r}")
+    known = {each.name for kind in args.models for each in contenders(kind, args.device, args.compile)}
+    if args.only is not None and (unknown := sorted(set(args.only) - known)):
+        parser.error(f"--only: expected contenders among {sorted(known)}, found {unknown[0]!r}")
+    if args.lengths == "shortvideoad" and args.models != ["gamer"]:
+        parser.error("--lengths: expected --models gamer with shortvideoad, whose rows are GAMER's")
+    return args
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(description="Training throughput against stock backbones and a plain reference.")
-    parser.add_argument("--models", default="gamer,mbgen")
-    parser.add_argument("--size", choices=list(SIZES), default="small")
-    parser.add_argument("--seconds", type=float, default=10, help="least time of each measurement")
-    parser.add_argument("--batch", type=int, help="rows of a batch; by default that of the size")
-    parser.add_argument("--batches", type=int, default=16, help="different batches")
-    parser.add_argument("--feed-forward-rows", type=int, nargs="*", default=[16, 64], metavar="ROWS",
-        help="of about 256 tokens, for the feed-forward alone")  # fmt: skip
-    parser.add_argument("--users", type=int, default=2000)
-    parser.add_argument("--longest", type=int, default=50, help="most interactions of a user")
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--compile", action="store_true", help="measure ours under torch.compile as well")
-    parser.add_argument("--keep-memory", action="store_true", help="keep freed memory, as `train_model` does")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args(argv)
+    args = parse_arguments(argv)
+    machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    if args.device == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name()
+    results: dict = {"arguments": {key: str(value) for key, value in vars(args).items()}, "machine": machine}
+    if args.head is not None:
+        # Before freed memory is kept, which would hide what each of them needs.
+        results["head"] = head_alone(args.code_sizes or [8192] * 4, args.head, device=args.device)
+        show({"head": results["head"]})
     if args.keep_memory:
         keep_freed_memory()
-    machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    results: dict = {"arguments": {key: str(value) for key, value in vars(args).items()}, "machine": machine}
-    results["feed_forward"] = {
-        f"{name}, {rows} rows": feed_forward(args.size, dtype, autocast, args.device, rows)
-        for name, (dtype, autocast) in FEED_FORWARD_TYPES.items()
-        for rows in args.feed_forward_rows
-    }
-    print(json.dumps({"feed_forward": results["feed_forward"]}), flush=True)
-    for kind in args.models.split(","):
+    if args.feed_forward_rows:
+        results["feed_forward"] = {
+            f"{name}, {rows} rows": feed_forward(args.size, dtype, autocast, args.device, rows)
+            for name, (dtype, autocast) in FEED_FORWARD_TYPES.items()
+            for rows in args.feed_forward_rows
+        }
+        show({"feed_forward": results["feed_forward"]})
+    code_sizes = args.code_sizes or SIZES[args.size]["code_sizes"]
+    if "gamer" in args.models and args.size != "small":
+        results["paper_run"] = paper_run(len(code_sizes), args.seed)
+        show({"paper_run": results["paper_run"]})
+    for kind in args.models:
         results[kind] = measure(kind, args)
+    if args.input is not None:
+        rows = {kind: batch_rows(kind, args) for kind in ("gamer", "mbgen")}
+        found = measure_input(args.size, code_sizes, args.input, args.longest, rows, args.seconds, args.seed)
+        against_goals(found, {kind: results.get(kind, {}) for kind in ("gamer", "mbgen")})
+        results["input"] = found
+        show({"input": found})
     if args.output is not None:
         args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results
