@@ -64,9 +64,10 @@ def training_data(table, codes: np.ndarray, kind: str, size: str, code_sizes: li
 
 def pipeline(data, rows: int, seconds: float, seed: int) -> dict[str, float]:
     """Batches of an epoch, one after the other, for so many seconds at most; they come in random order of length."""
-    from mbgen_hf.data.batches import LengthGroupedBatchOrder
+    from mbgen_hf.data.batches import LengthGroupedBatchOrder, RowCollator
 
-    order = LengthGroupedBatchOrder(data.lengths, rows, seed)
+    packed = isinstance(data.collator, RowCollator) and data.collator.packing
+    order = LengthGroupedBatchOrder(data.lengths, rows, seed, packed)
     rows = order.total_batch_size
 
     def numbers() -> Iterator[list[int]]:

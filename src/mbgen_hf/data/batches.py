@@ -16,6 +16,9 @@ from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
 # Batches of similar length are cut from pools of this many batches: enough to leave less than 5% of padding on logs
 # whose lengths differ as much as a power law lets them, few enough to keep the order random.
 POOL_BATCHES = 200
+# With fewer batches than these, the rows of the longest differ so much that they waste more than 5%, and are still too
+# long for two of them to be packed into one: rows that are packed are better off in random order.
+FEWEST_GROUPED = 100
 
 
 class ExampleIndices(Dataset):
@@ -141,16 +144,15 @@ def pack_rows(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         ascending; padding continues the last number.
     """
     sizes, width = batch["attention_mask"].sum(axis=1), batch["attention_mask"].shape[1]
-    free: list[int] = []
+    free, count = np.full(len(sizes), width), 0
     places = []
     for row in np.argsort(-sizes, kind="stable"):
-        bin_ = next((number for number, left in enumerate(free) if left >= sizes[row]), len(free))
-        if bin_ == len(free):
-            free.append(width)
-        places.append((row, bin_, width - free[bin_]))
-        free[bin_] -= int(sizes[row])
-    packed = {name: np.full((len(free), width), PADDING[name], dtype=np.int64) for name in batch}
-    sequence_ids = np.zeros((len(free), width), dtype=np.int64)
+        bin_ = int(np.argmax(free >= sizes[row]))
+        places.append((row, bin_, int(width - free[bin_])))
+        free[bin_] -= sizes[row]
+        count = max(count, bin_ + 1)
+    packed = {name: np.full((count, width), PADDING[name], dtype=np.int64) for name in batch}
+    sequence_ids = np.zeros((count, width), dtype=np.int64)
     for row, bin_, start in places:
         here = slice(start, start + sizes[row])
         for name, values in batch.items():
@@ -178,11 +180,13 @@ class LengthGroupedBatchOrder(Sampler[int]):
         lengths: `(num_examples,)` history lengths.
         total_batch_size: examples of one optimizer step.
         seed: of the order.
+        packed: whether the rows of a batch will be packed; in an epoch of few batches they are then of any length.
     """
 
-    def __init__(self, lengths: np.ndarray, total_batch_size: int, seed: int):
+    def __init__(self, lengths: np.ndarray, total_batch_size: int, seed: int, packed: bool = False):
         self.lengths, self.seed, self.epoch = lengths, seed, 0
         self.total_batch_size = min(total_batch_size, len(lengths))
+        self.grouped = not packed or len(self) >= FEWEST_GROUPED * self.total_batch_size
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -193,6 +197,8 @@ class LengthGroupedBatchOrder(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.lengths))[: len(self)]
+        if not self.grouped:
+            return iter(order.tolist())
         pool = POOL_BATCHES * self.total_batch_size
         pools = [order[start : start + pool] for start in range(0, len(order), pool)]
         order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in pools])

@@ -104,7 +104,8 @@ class RecommendationTrainer(Trainer):
             apply_liger_kernel(self.model, self.args)
         self.validation = validation
         total = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        self.train_order = LengthGroupedBatchOrder(train_lengths, total, seed=self.args.seed)
+        packed = isinstance(self.data_collator, RowCollator) and self.data_collator.packing
+        self.train_order = LengthGroupedBatchOrder(train_lengths, total, seed=self.args.seed, packed=packed)
         self.add_callback(_EpochToOrder(self.train_order, self.data_collator))
 
     def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler:
