@@ -1,6 +1,8 @@
 """The benchmark scripts run from start to end."""
 
+import ast
 import json
+import sys
 from functools import partial
 
 import numpy as np
@@ -62,12 +64,14 @@ def test_compare_models_writes_tables_and_its_curves_can_be_drawn(tmp_path, caps
 
 @pytest.fixture(scope="module")
 def training():
-    return load("training")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield load("training")
 
 
 def small_case(training, kind, grouped=True, count=3):
     """A small model of a kind, and batches for it."""
-    space = training.TokenSpace(tuple(training.BEHAVIORS), (143, 143))
+    space = training.configuration(kind, "small").token_space
     users = training.Users(space, count=60, longest=12, seed=4)
     model = training.build(kind, "small", dropout=0.0)
     return model, training.batches(users, kind, 12, grouped, count)
@@ -142,9 +146,104 @@ def test_under_autocast_the_loss_stays_close_and_float32(training):
 
 def test_training_benchmark_writes_what_it_measures(training, tmp_path):
     options = ["--models", "mbgen", "--seconds", "0.01", "--batches", "2", "--users", "40", "--longest", "6"]
-    found = training.main([*options, "--batch", "8", "--output", str(tmp_path / "training.json")])
+    options += ["--batch", "8", "--input", "200", "--head", "60", "--code-sizes", "20,30", "--feed-forward-rows", "16"]
+    found = training.main([*options, "--output", str(tmp_path / "training.json")])
     assert json.loads((tmp_path / "training.json").read_text()) == found
     assert len(found["mbgen"]) == 7 and found["mbgen"]["ours causal"]["tokens_to_plain"] > 0
+    assert set(found["head"]) == {"float32", "autocast"} and found["head"]["float32"]["seconds"]["slot_to_whole"] > 0
+    assert set(found["input"]) == {"gamer grouped", "gamer packed", "mbgen", "causal"}
+    for name, pipeline in found["input"].items():
+        assert 0 <= pipeline["padding"] < 1 and pipeline["padding_reached"] == (pipeline["padding"] <= 0.05)
+        assert ("to_training" in pipeline) == (not name.startswith("gamer"))
+    trained = max(found["mbgen"][name]["tokens_per_second"] for name in ("ours", "ours bf16"))
+    assert found["input"]["mbgen"]["to_training"] == found["input"]["mbgen"]["tokens_per_second"] / trained
+
+
+def test_training_benchmark_extrapolates_to_the_epochs_of_the_paper(training):
+    options = ["--size", "paper", "--models", "gamer", "--only", "ours", "--code-sizes", "9x2", "--seconds", "0.01"]
+    options += ["--lengths", "fixed", "--longest", "3", "--batch", "4", "--batches", "1", "--users", "8"]
+    found = training.main([*options, "--feed-forward-rows"])
+    run, ours = found["paper_run"], found["gamer"]["ours"]
+    assert ours["padding"] == 0 and "feed_forward" not in found
+    assert ours["paper_run_hours"] == pytest.approx(run["tokens"] / ours["tokens_per_second"] / 3600)
+    assert run["users"] * 4 < run["rows"] <= run["users"] * 5
+    # Two codes: a row of 101 interactions has 304 tokens.
+    assert run["tokens"] < run["tokens_at_most"] == 94 * 5 * 48_779 * 304
+
+
+def test_training_benchmark_counts_augmented_rows_as_training_makes_them(training):
+    from mbgen_hf.data.augmentation import Augmentation
+    from mbgen_hf.data.behavior_schema import BehaviorSchema
+    from mbgen_hf.data.sequence_table import SequenceTable
+    from mbgen_hf.data.user_rows import TrainingRows
+
+    row_lengths = training.short_video_ad_lengths.__globals__["row_lengths"]
+    counts = np.random.default_rng(0).integers(0, [160, 30, 4], (50, 3)) + [1, 0, 0]
+    offsets = np.concatenate([[0], np.cumsum(counts.sum(axis=1))])
+    behaviors = np.repeat(np.tile([0, 1, 2], 50), counts.ravel()).astype(np.int8)
+    items, schema = np.zeros(offsets[-1], dtype=np.int32), BehaviorSchema.from_names(["p3s", "click", "conversion"])
+    table = SequenceTable(schema, np.arange(50), np.arange(1), offsets, items, behaviors, np.arange(offsets[-1]))
+    real = TrainingRows(table, offsets[1:], 101, Augmentation(4)).lengths
+    np.testing.assert_array_equal(row_lengths(counts, 4), real)
+    assert real.max() == 101 and len(np.unique(real)) > 50
+
+
+def test_training_benchmark_builds_the_presets(training):
+    gamer, mbgen = (training.configuration(kind, "paper") for kind in ("gamer", "mbgen"))
+    assert gamer.cross_level_layers == gamer.injection_layers == list(range(8))
+    assert list(gamer.code_sizes) == list(mbgen.code_sizes) == [64] * 3 and mbgen.num_user_tokens == 2000
+    assert training.configuration("gamer", "paper-semantic").code_sizes == [8192] * 4
+    assert training.configuration("causal", "small").causal_encoder
+    assert training.configuration("mbgen", "small").dropout_rate == 0.1
+    assert training.configuration("mbgen", "small", 0.0, [7, 7]).dropout_rate == 0.0
+    assert training.parse_code_sizes("8192x4") == [8192] * 4 and training.parse_code_sizes("3,4") == [3, 4]
+
+
+def test_user_tokens_lead_the_histories_of_the_benchmark(training):
+    space = training.configuration("mbgen", "paper").token_space
+    users = training.Users(space, count=9, longest=5, seed=0)
+    own = set(space.user_token_ids(range(9)).tolist())
+    single, whole = (training.batches(users, kind, 4, True, 1)[0] for kind in ("mbgen", "causal"))
+    assert set(single["input_ids"][:, 0].tolist()) <= own and set(whole["input_ids"][:, 1].tolist()) <= own
+    assert whole["history_lengths"].min() == 2 and (whole["input_ids"][:, 0] == 1).all()
+    longest = whole["history_lengths"].amax(dim=1)
+    assert torch.equal(longest, whole["attention_mask"].sum(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "our"], "--only: expected contenders among"),
+        (["--models", "tiger"], "--models: expected gamer, mbgen or both, found 'tiger'"),
+        (["--lengths", "shortvideoad"], "--lengths: expected --models gamer"),
+        (["--code-sizes", "8192*4"], "expected SIZExLEVELS or sizes with commas between"),
+    ],
+)
+def test_training_benchmark_refuses_what_it_does_not_know(training, capsys, options, message):
+    with pytest.raises(SystemExit):
+        training.parse_arguments(options)
+    assert message in capsys.readouterr().err
+
+
+def test_contenders_of_a_gpu_and_of_the_compiler(training):
+    def names(*arguments):
+        return [each.name for each in training.contenders(*arguments)]
+
+    assert "ours bf16 compiled" in names("mbgen", "cpu", True) and "ours bf16 flex" not in names("gamer", "cpu", True)
+    assert {"ours bf16 flex", "ours bf16 flex compiled"} < set(names("gamer", "cuda", True))
+    assert "ours bf16 flex" not in names("mbgen", "cuda", False)
+
+
+def test_training_benchmark_imports_no_library_for_logs():
+    for path in (ROOT / "benchmarks").glob("training*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+            modules += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            for module in modules:
+                allowed = ("mbgen_hf.models.", "mbgen_hf.training.", "training_", "torch", "numpy", "transformers")
+                assert module.startswith(allowed) or module in sys.stdlib_module_names | {"collections.abc"}, module
+                if module.startswith("mbgen_hf.training."):
+                    assert module.rpartition(".")[2] in ("settings", "memory", "liger")
 
 
 def test_item_ids_measures_itself_and_its_rival(capsys):
