@@ -44,17 +44,17 @@ def peak_memory(device: str) -> float:
     return process_memory("VmHWM")
 
 
-def best_times(runs: list[Callable[[], object]], device: str, repeats: int = 15) -> list[float]:
+def best_times(runs: list[Callable[[], object]], device: str, repeats: int = 15, warm_up: int = 3) -> list[float]:
     """The fastest of several runs of each, taken in turns, in seconds."""
     times: list[list[float]] = [[] for _ in runs]
-    for _ in range(repeats + 3):
+    for _ in range(repeats + warm_up):
         for run, own in zip(runs, times, strict=True):
             synchronize(device)
             started = time.perf_counter()
             run()
             synchronize(device)
             own.append(time.perf_counter() - started)
-    return [min(own[3:]) for own in times]
+    return [min(own[warm_up:]) for own in times]
 
 
 def matmul_rate(dtype: torch.dtype, device: str) -> float:
@@ -131,7 +131,7 @@ def whole_logits_loss(states: torch.Tensor, weight: torch.Tensor, labels: torch.
 
 
 def head_alone(
-    code_sizes: list[int], tokens: int = 2048, width: int = 256, device: str = "cpu", repeats: int = 5
+    code_sizes: list[int], tokens: int = 2048, width: int = 256, device: str = "cpu", repeats: int = 4
 ) -> dict[str, dict[str, float]]:
     """The head with its loss, forward and backward: over the vocabulary from whole logits and by chunks, over a slot.
 
@@ -170,7 +170,7 @@ def head_alone(
 
         runs = [partial(run, loss) for loss in losses.values()]
         memory = [added_memory(one, device) for one in runs]
-        seconds = best_times(runs, device, repeats)
+        seconds = best_times(runs, device, repeats, warm_up=0)  # They ran twice for their memory.
         found = {"seconds": dict(zip(losses, seconds, strict=True)), "mb": dict(zip(losses, memory, strict=True))}
         for kind in ("chunked", "slot"):
             for what in ("seconds", "mb"):
