@@ -18,6 +18,7 @@ from mbgen_hf.simulation import simulate_shop
 from mbgen_hf.training.checkpoint import load_checkpoint
 from mbgen_hf.training.settings import load_settings
 from mbgen_hf.training.train import train_model
+from mbgen_hf.training.trainer import RecommendationTrainer
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -83,6 +84,21 @@ def test_accumulation_changes_neither_loss_nor_gradient(tmp_path, shop_table, ti
     for one, two in zip(whole, parts, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=2e-5)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_rows_to_pack_are_not_grouped_by_length_in_a_few_batches(tmp_path, shop_table, monkeypatch, packing):
+    class Stopped(Exception):
+        pass
+
+    def stop(trainer, **kwargs):
+        raise Stopped(trainer.train_order.grouped)
+
+    monkeypatch.setattr(RecommendationTrainer, "train", stop)
+    settings = load_settings("gamer-small", {"data.packing": packing, "training.use_cpu": True})
+    with pytest.raises(Stopped) as stopped:
+        train_model(shop_table, settings, tmp_path / "run")
+    assert stopped.value.args == (not packing,)
 
 
 def test_a_tiny_model_learns_twenty_users_by_heart(tmp_path, tiny_settings):
