@@ -18,8 +18,8 @@ from pathlib import Path
 
 from mbgen_hf import Recommender, SequenceTable, evaluate_tasks, load_checkpoint, load_settings, train_model
 from mbgen_hf.baselines.sasrec import SASRecBaseline
-from mbgen_hf.evaluation.evaluator import PAPER_HISTORY, baseline_answers, score
-from mbgen_hf.evaluation.protocols import protocol_cases, protocol_training_end, task_cases
+from mbgen_hf.evaluation.evaluator import baseline_answers, score
+from mbgen_hf.evaluation.protocols import PAPER_HISTORY, protocol_cases, protocol_training_end, task_cases
 from mbgen_hf.training.settings import parse_change
 
 

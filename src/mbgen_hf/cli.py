@@ -14,6 +14,7 @@ from mbgen_hf.cli_data import (
     add_prepare,
     add_push_dataset,
     add_statistics,
+    check_parent,
     comma_list,
     shown_config,
 )
@@ -166,7 +167,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     from mbgen_hf.training.checkpoint import load_checkpoint, write_text_whole
     from mbgen_hf.training.evaluation_record import evaluate_checkpoint, trained_protocol
 
-    _check_parent(args.output)
+    check_parent("--output", args.output)
     reduce = None
     if args.drop_low_levels is not None or args.drop_targets:
         reduce = Reduction(args.drop_low_levels, args.drop_targets)
@@ -226,7 +227,7 @@ def _run_recommend(args: argparse.Namespace) -> int:
 
     if (args.users is None) == (args.history is None):
         raise ValueError("`--users`: expected either --users with --data, or --history, found both or neither")
-    _check_parent(args.output)
+    check_parent("--output", args.output)
     if args.history is not None and args.data is not None:
         raise ValueError("`--data`: expected it with --users only, found it beside --history")
     if args.history is not None and args.config is not None:
@@ -272,14 +273,6 @@ def _run_push(args: argparse.Namespace) -> int:
 
     print(push_checkpoint(args.checkpoint, args.repo_id, args.private, args.message, prepare=name_card_after))
     return 0
-
-
-def _check_parent(file: str | None) -> None:
-    """Refuse a file in a folder that does not exist before the work is done; raises `ValueError`."""
-    from pathlib import Path
-
-    if file is not None and not Path(file).absolute().parent.is_dir():
-        raise ValueError(f"`--output`: expected a file in an existing folder, found {file}")
 
 
 def _interaction(text: str) -> tuple[str, str]:

@@ -121,16 +121,35 @@ def _run_prepare(args: argparse.Namespace) -> int:
 
 def add_statistics(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("statistics", help="size of a prepared log beside what the papers print",
-        description="Users, items, interactions and sessions; for a public log the papers' row beside ours.",
+        description="Users, items, interactions and sessions; for a public log the papers' row beside ours. With "
+        "--recency also how far the latest items of the histories give the targets away.",
         allow_abbrev=False)  # fmt: skip
     parser.set_defaults(run=_run_statistics)
-    parser.add_argument("data", nargs="+", metavar="PREPARED", help="folder written by `mbgen prepare`")
+    add = parser.add_argument
+    add("data", nargs="+", metavar="PREPARED", help="folder written by `mbgen prepare`")
+    add("--recency", action="store_true",
+        help="also how many targets are among the k latest items of the history (GAMER, figure 2)")  # fmt: skip
+    add("--protocol", choices=("leave_one_out", "session_wise"),
+        help="of --recency (default: leave_one_out, and session_wise where sessions were cut)")  # fmt: skip
+    add("--picture", metavar="FILE", help="draw --recency, a panel for each folder; needs matplotlib")
 
 
 def _run_statistics(args: argparse.Namespace) -> int:
+    from mbgen_hf.evaluation.recency_analysis import folder_recency, format_recency
     from mbgen_hf.public_datasets.statistics import prepared_statistics
 
-    print("\n\n".join(prepared_statistics(folder) for folder in args.data))
+    for option in ("protocol", "picture"):
+        if getattr(args, option) is not None and not args.recency:
+            raise ValueError(f"`--{option}`: expected it with --recency, found it alone")
+    check_parent("--picture", args.picture)
+    analyses = [folder_recency(folder, args.protocol) if args.recency else [] for folder in args.data]
+    if args.picture:
+        from mbgen_hf.evaluation.recency_picture import draw_recency
+
+        names = [Path(folder).absolute().name for folder in args.data]
+        draw_recency(list(zip(names, analyses, strict=True)), args.picture)
+    parts = zip(args.data, analyses, strict=True)
+    print("\n\n".join(prepared_statistics(one) + (f"\n{format_recency(of)}" if of else "") for one, of in parts))
     return 0
 
 
@@ -172,6 +191,12 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def shown_config(args: argparse.Namespace) -> str:
     """The option as it follows the data in a command that is proposed."""
     return "" if args.config is None else f" --config {args.config}"
+
+
+def check_parent(option: str, file: str | None) -> None:
+    """Refuse a file in a folder that does not exist before the work is done; raises `ValueError`."""
+    if file is not None and not Path(file).absolute().parent.is_dir():
+        raise ValueError(f"`{option}`: expected a file in an existing folder, found {file}")
 
 
 def comma_list(text: str) -> list[str]:
@@ -230,6 +255,7 @@ __all__ = [
     "add_prepare",
     "add_push_dataset",
     "add_statistics",
+    "check_parent",
     "comma_list",
     "shown_config",
 ]

@@ -16,6 +16,7 @@ from mbgen_hf.data.behavior_schema import BehaviorSchema
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.evaluation.metrics import joint_ids, split_report
 from mbgen_hf.evaluation.protocols import (
+    PAPER_HISTORY,
     TASKS,
     EvaluationCases,
     Protocol,
@@ -28,10 +29,6 @@ from mbgen_hf.evaluation.protocols import (
 )
 from mbgen_hf.models.token_space import BOS
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
-
-
-# History lengths of the papers: what the baselines see, however short a history the model was built for.
-PAPER_HISTORY: dict[Protocol, int] = {"leave_one_out": 50, "session_wise": 100}
 
 
 ReduceHistories = Callable[[SequenceTable, EvaluationCases], tuple[SequenceTable, EvaluationCases]]

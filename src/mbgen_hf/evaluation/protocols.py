@@ -21,6 +21,9 @@ TASKS: tuple[Task, ...] = ("target", "behavior", "behavior_item")
 Protocol = Literal["leave_one_out", "session_wise"]
 PROTOCOLS: tuple[Protocol, ...] = ("leave_one_out", "session_wise")
 
+# History lengths of the papers: what the baselines see, however short a history a model was built for.
+PAPER_HISTORY: dict[Protocol, int] = {"leave_one_out": 50, "session_wise": 100}
+
 
 def protocol_tasks(protocol: Protocol) -> tuple[Task, ...]:
     """The tasks a protocol has: nothing orders the interactions of a held-out session, so none of them is the next."""
@@ -251,6 +254,7 @@ def _first_positions(table: SequenceTable, users: np.ndarray, items: np.ndarray)
 
 
 __all__ = [
+    "PAPER_HISTORY",
     "PROTOCOLS",
     "Protocol",
     "protocol_cases",
