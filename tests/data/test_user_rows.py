@@ -97,6 +97,26 @@ def test_augmented_rows_follow_the_plain_ones_and_are_drawn_anew_in_every_epoch(
     assert torch.equal(collator(list(copies))["input_ids"], first)
 
 
+def test_copies_drawn_once_are_those_of_the_first_epoch_in_every_epoch(table):
+    ends = training_end(table)
+    lazy = TrainingRows(table, ends, 8, Augmentation(copies=3, seed=5))
+    once = TrainingRows(table, ends, 8, Augmentation(copies=3, seed=5), augmentation_draw="once")
+    np.testing.assert_array_equal(once.lengths, lazy.lengths)
+    others = 0
+    for number in range(len(once)):
+        assert drawn(once, number) == drawn(lazy, number) == drawn(once, number, epoch=7)
+        others += drawn(once, number) != drawn(lazy, number, epoch=7)
+    assert others > (len(once) - table.num_users) / 4
+    # Sessions stay with their interactions, whole rows and copies side by side.
+    numbers = np.array([len(once) - 1, 0, table.num_users, 3, table.num_users])
+    for one, two in zip(vars(once.draw(numbers, 4)).values(), vars(lazy.draw(numbers, 0)).values(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    seeded = TrainingRows(table, ends, 8, Augmentation(copies=3, seed=6), augmentation_draw="once")
+    assert any(drawn(seeded, number) != drawn(once, number) for number in range(len(once)))
+    with pytest.raises(ValueError, match="`augmentation_draw`: expected one of .*found 'daily'"):
+        TrainingRows(table, ends, 8, augmentation_draw="daily")
+
+
 @pytest.mark.parametrize("session_wise", [False, True])
 def test_packed_batches_give_the_same_loss_with_fewer_rows(table, tokenizer, session_wise):
     torch.manual_seed(0)

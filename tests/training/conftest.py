@@ -15,6 +15,17 @@ TINY_MODEL = {
 }
 
 
+TINY_GAMER = {
+    "model.hidden_size": 16,
+    "model.intermediate_size": 16,
+    "model.num_hidden_layers": 2,
+    "model.num_attention_heads": 2,
+    "model.num_key_value_heads": 1,
+    "model.head_dim": 8,
+    "model.behavior_embedding_dim": 8,
+}
+
+
 @pytest.fixture(scope="session")
 def shop_table():
     return simulate_shop(num_users=150, num_items=24, seed=3).table()
@@ -32,9 +43,9 @@ def prepared(tmp_path_factory, shop_table):
 def tiny_settings():
     """Settings of a run of seconds, changed further by keyword arguments such as `training__max_steps=4`."""
 
-    def make(**changes):
+    def make(model="mbgen", **changes):
         short = {
-            **TINY_MODEL,
+            **(TINY_MODEL if model == "mbgen" else TINY_GAMER),
             "training.max_steps": 12,
             "training.eval_strategy": "steps",
             "training.eval_steps": 6,
@@ -45,6 +56,6 @@ def tiny_settings():
             "validation.max_users": 20,
             "validation.num_beams": 10,
         }
-        return load_settings("mbgen-small", {**short, **{k.replace("__", "."): v for k, v in changes.items()}})
+        return load_settings(f"{model}-small", {**short, **{k.replace("__", "."): v for k, v in changes.items()}})
 
     return make

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from mbgen_hf.data.batches import RowCollator
 from mbgen_hf.data.sequence_table import SequenceTable
+from mbgen_hf.data.user_rows import TrainingRows
 from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
 from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
 from mbgen_hf.simulation import simulate_shop
@@ -215,6 +217,7 @@ def test_two_processes_with_accumulation_train_like_one_with_four_times_the_batc
         ({"model__d_modle": 3}, r"`model`: expected fields of MBGenConfig, found \['d_modle'\]"),
         ({"training__lr": 3}, r"`training`: expected fields of TrainingArguments, found \['lr'\]"),
         ({"training__fp16": True}, "`fp16`: expected bf16 or float32"),
+        ({"model": "gamer", "data__augmentation_draw": "daily"}, "`augmentation_draw`: expected one of"),
         ({"data__window": "all"}, "`window`: expected one of"),
         ({"item_ids__base": 1}, "`base`: expected at least 2"),
     ],
@@ -246,6 +249,86 @@ def test_patience_is_remembered_across_an_interruption(tmp_path, shop_table, tin
     (folder / "config.json").unlink()
     shutil.rmtree(folder / "checkpoints" / "checkpoint-6")
     assert last_step() == 6
+
+
+@pytest.mark.parametrize("draw", ["each_epoch", "once"])
+def test_augmented_copies_of_every_epoch_and_after_an_interruption(tmp_path, tiny_settings, monkeypatch, draw):
+    table = simulate_shop(num_users=60, num_items=24, seed=3).table()
+    settings = tiny_settings(
+        "gamer",
+        data__augmentation=2,
+        data__augmentation_draw=draw,
+        training__per_device_train_batch_size=30,
+        training__max_steps=14,
+        training__eval_steps=7,
+        training__save_total_limit=9,
+        validation__max_users=2,
+    )
+    seen: dict[int, set] = {}
+    read = TrainingRows.draw
+
+    def recorded(rows, numbers, epoch=0):
+        found = read(rows, numbers, epoch)
+        for number, start, end in zip(numbers, found.starts, found.ends, strict=True):
+            if table.num_users <= number < rows.num_training:
+                content = tuple(found.items[start:end]), tuple(found.behaviors[start:end])
+                seen.setdefault(int(number), set()).add((epoch, content))
+        return found
+
+    monkeypatch.setattr(TrainingRows, "draw", recorded)
+    folder = tmp_path / "run"
+    whole = train_model(table, settings, folder, seed=3).history
+    before = {number: set(copies) for number, copies in seen.items()}
+    assert {epoch for copies in seen.values() for epoch, _ in copies} == {0, 1, 2}
+    (folder / "config.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "checkpoint-14")
+    seen.clear()
+    resumed = train_model(table, settings, folder, seed=3, resume=True).history
+    # What the rest of the run draws again is what the whole run drew there.
+    assert seen and all(copies <= before[number] for number, copies in seen.items())
+    assert losses(resumed) == losses(whole)
+    contents = [len({content for _, content in copies}) for copies in before.values()]
+    if draw == "once":
+        assert set(contents) == {1}
+    else:
+        assert np.mean(np.array(contents) > 1) > 0.4
+
+
+def test_packed_rows_train_like_single_ones(tmp_path, tiny_settings, monkeypatch):
+    # A step over all users, since batches of similar length leave nothing to pack.
+    table = simulate_shop(num_users=60, num_items=24, seed=3, min_length=4, max_length=30).table()
+    shapes: dict[bool, list] = {True: [], False: []}
+    call = RowCollator.__call__
+
+    def recorded(collator, numbers):
+        batch = call(collator, numbers)
+        shapes[collator.packing].append((len(numbers), len(batch["input_ids"]), "sequence_ids" in batch))
+        return batch
+
+    monkeypatch.setattr(RowCollator, "__call__", recorded)
+    off = {f"model__{name}_dropout": 0.0 for name in ("hidden", "attention", "expert")}
+    histories = []
+    for packing in (False, True):
+        settings = tiny_settings(
+            "gamer",
+            data__packing=packing,
+            training__per_device_train_batch_size=60,
+            training__max_steps=6,
+            training__eval_steps=3,
+            validation__max_users=20,
+            **off,
+        )
+        histories.append(train_model(table, settings, tmp_path / f"packing-{packing}").history)
+    assert all(examples == rows and not packed for examples, rows, packed in shapes[False])
+    assert all(packed for *_, packed in shapes[True])
+    assert sum(rows for _, rows, _ in shapes[True]) < 0.9 * sum(examples for examples, *_ in shapes[True])
+    single, packed = ([entry for entry in history if "loss" in entry] for history in histories)
+    assert len(single) == len(packed) == 6
+    for one, two in zip(single, packed, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-2)
+    validated = [[entry["eval_loss"] for entry in history if "eval_loss" in entry] for history in histories]
+    assert validated[1] == pytest.approx(validated[0], abs=1e-3)
 
 
 def test_a_new_run_forgets_the_scores_of_the_old_one(tmp_path, shop_table, tiny_settings):

@@ -1,12 +1,17 @@
 """User-level training: one row per user, every token predicted from those before it (GAMER section 3.4)."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-from mbgen_hf.data.augmentation import Augmentation, copy_numbers, draw_copies
+from mbgen_hf.data.augmentation import Augmentation, AugmentedCopies, augmented, copy_numbers, draw_copies
 from mbgen_hf.data.ranges import flat_ranges
 from mbgen_hf.data.sequence_table import SequenceTable
+
+
+Draw = Literal["each_epoch", "once"]
+DRAWS: tuple[Draw, ...] = ("each_epoch", "once")
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,8 @@ class UserRows:
 class TrainingRows:
     """One row per user with its latest training interactions, one per augmented copy, then rows of the caller's.
 
-    Copies are drawn when they are asked for, anew in every epoch; which there are, and their lengths, never change.
+    Which copies there are, and their lengths, never change. What they hold is drawn when they are asked for, anew in
+    every epoch, or once for all: then the copies lie in memory and are those of epoch 0 throughout.
 
     Args:
         table: the sequences.
@@ -94,13 +100,14 @@ class TrainingRows:
         max_interactions: longest row; copies are cut after interactions were dropped from them (G21).
         augmentation: how many copies, and how much they drop; none by default.
         others: rows numbered after the training rows, such as those of the validation split.
+        augmentation_draw: `"each_epoch"` or `"once"`.
 
     Attributes:
         num_training: number of training rows.
         lengths: `(num_rows,)` number of interactions in each row, the others included.
 
     Raises:
-        ValueError: a row length below 2, or no user with a training interaction.
+        ValueError: a row length below 2, an unknown draw, or no user with a training interaction.
     """
 
     def __init__(
@@ -110,7 +117,10 @@ class TrainingRows:
         max_interactions: int = 101,
         augmentation: Augmentation | None = None,
         others: UserRows | None = None,
+        augmentation_draw: Draw = "each_epoch",
     ):
+        if augmentation_draw not in DRAWS:
+            raise ValueError(f"`augmentation_draw`: expected one of {list(DRAWS)}, found {augmentation_draw!r}")
         if max_interactions < 2:
             raise ValueError(f"`max_interactions`: expected at least 2, found {max_interactions}")
         starts = np.maximum(table.offsets[:-1], training_end - max_interactions)
@@ -121,6 +131,9 @@ class TrainingRows:
         self.table, self.training_end, self.max_interactions = table, training_end, max_interactions
         self.augmentation = augmentation or Augmentation(copies=0)
         self._users, self._numbers, copied = copy_numbers(table, training_end, self.augmentation)
+        self._drawn = None
+        if augmentation_draw == "once":
+            self._drawn = self._rows_of(augmented(table, training_end, self.augmentation, 0, max_interactions))
         self._whole = UserRows(table.items, table.behaviors, starts, ends, starts, table.session_ids)
         self._others = self._whole.select(np.arange(0)) if others is None else others
         self.num_training = len(self._whole) + len(copied)
@@ -148,6 +161,8 @@ class TrainingRows:
         return rows.select(np.argsort(places))
 
     def _copies(self, numbers: np.ndarray, epoch: int) -> UserRows:
+        if self._drawn is not None:
+            return self._drawn.select(numbers).compact()
         copies = draw_copies(
             self.table,
             self.training_end,
@@ -157,6 +172,9 @@ class TrainingRows:
             epoch,
             self.max_interactions,
         )
+        return self._rows_of(copies)
+
+    def _rows_of(self, copies: AugmentedCopies) -> UserRows:
         table, kept, begin = self.table, copies.positions, copies.offsets[:-1]
         sessions = None if table.session_ids is None else table.session_ids[kept]
         return UserRows(table.items[kept], table.behaviors[kept], begin, copies.offsets[1:], begin, sessions)
@@ -173,4 +191,4 @@ def held_out_rows(table: SequenceTable, history_start: np.ndarray, held_out: np.
     return UserRows(table.items, table.behaviors, history_start, held_out + 1, held_out, table.session_ids)
 
 
-__all__ = ["TrainingRows", "UserRows", "held_out_rows"]
+__all__ = ["DRAWS", "Draw", "TrainingRows", "UserRows", "held_out_rows"]

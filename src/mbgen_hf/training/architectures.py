@@ -70,6 +70,7 @@ def gamer_data(
     augmentation: int,
     ratios: str,
     packing: bool,
+    augmentation_draw: str = "each_epoch",
     session_wise: bool = False,
     loss_on_behaviors: bool = True,
     seed: int = 0,
@@ -77,7 +78,7 @@ def gamer_data(
     """A user is an example (GAMER section 3.4); rows hold one interaction more than a history, the one predicted."""
     copies = Augmentation(augmentation, ratios, seed) if augmentation else None
     held_out = held_out_rows(table, validation.history_start, validation.history_end)
-    rows = TrainingRows(table, training_end, max_history + 1, copies, held_out)
+    rows = TrainingRows(table, training_end, max_history + 1, copies, held_out, augmentation_draw)
     collator = RowCollator(rows, tokenizer, session_wise, packing, loss_on_behaviors)
     return TrainingData(collator, rows.lengths[: rows.num_training], len(held_out))
 

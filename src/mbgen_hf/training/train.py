@@ -135,7 +135,7 @@ def train_model(
 def _check_settings(settings: dict[str, Any]) -> None:
     """Check names and plain types of what no class checks by itself; raises `ValueError`."""
     data = inspect.signature(ARCHITECTURES[settings["architecture"]].data).parameters
-    # These follow from the model's settings.
+    # These have a default, or follow from the model's settings.
     derived = {name for name, parameter in data.items() if parameter.default is not parameter.empty}
     expected = {
         "validation": {"task": (str,), "num_beams": (int,), "max_users": (int, type(None)), "patience": (int,)},
