@@ -72,14 +72,17 @@ def load_users(folder) -> list:
     return SequenceTable.load(folder).user_ids.tolist()
 
 
-@pytest.mark.parametrize("protocol", ["leave_one_out", "session_wise"])
-def test_gamer_runs_through_the_same_commands(shop, tmp_path, capsys, protocol):
+@pytest.mark.parametrize(
+    ("protocol", "session_wise"), [("leave_one_out", False), ("session_wise", False), ("session_wise", True)]
+)
+def test_gamer_runs_through_the_same_commands(shop, tmp_path, capsys, protocol, session_wise):
     data, model = tmp_path / "data", tmp_path / "model"
     run("prepare", shop / "log.csv", "--columns", SHOP_COLUMNS, "--behaviors", "click,cart,purchase",
         "--sessions", "gap:20000", "--output", data)  # fmt: skip
     small = "--set model.hidden_size=16 --set model.intermediate_size=16 --set model.num_hidden_layers=2".split()
     run("train", data, "--model", "gamer", "--output", model, *SHORT[:15], *small, "--set", "data.augmentation=2",
-        "--set", f"data.protocol={protocol}")  # fmt: skip
+        "--set", f"data.protocol={protocol}",
+        "--set", f"model.session_wise_attention={json.dumps(session_wise)}")  # fmt: skip
     capsys.readouterr()
     run("evaluate", model, "--data", data, "--max-users", 20, "--num-beams", 10)
     assert capsys.readouterr().out.count("recency ") == (3 if protocol == "leave_one_out" else 2)
@@ -88,6 +91,17 @@ def test_gamer_runs_through_the_same_commands(shop, tmp_path, capsys, protocol):
     run("recommend", model, "--history", "click=mug-001", "-k", 3)
     run("recommend", model, "--history", "-k", 2)
     assert len(capsys.readouterr().out.splitlines()) == 7
+    # The same interactions, every one a session of its own: they differ for session-wise attention alone.
+    run("prepare", shop / "log.csv", "--columns", SHOP_COLUMNS, "--behaviors", "click,cart,purchase",
+        "--sessions", "gap:1", "--output", tmp_path / "other")  # fmt: skip
+    lists, users = [], load_users(data)[:5]
+    for prepared in (data, tmp_path / "other"):
+        run("recommend", model, "--data", prepared, "--users", ",".join(map(str, users)), "-k", 4,
+            "--output", tmp_path / "lists.json")  # fmt: skip
+        lists.append(json.loads((tmp_path / "lists.json").read_text()))
+    scores = [[entry["score"] for row in rows for entry in row["recommendations"]] for rows in lists]
+    assert all(len(row["recommendations"]) == 4 for row in lists[0])
+    assert (scores[0] == pytest.approx(scores[1], abs=1e-6)) != session_wise
 
 
 def test_evaluate_records_what_it_prints_and_writes_the_card(shop, capsys, tmp_path):
@@ -101,6 +115,12 @@ def test_evaluate_records_what_it_prints_and_writes_the_card(shop, capsys, tmp_p
             overall = record["tasks"][task][model]["overall"]
             assert {"hr@1", "hr@5", "hr@10", "recall@10", "ndcg@1", "ndcg@10", "n"} <= set(overall)
             assert f"{overall['ndcg@10']:.4f}" in printed
+    model = record["tasks"]["behavior"]["model"]
+    for behavior in ("click", "cart", "purchase"):
+        scores = model[f"behavior:{behavior}"]
+        lines = [line for line in printed.splitlines() if line.startswith(f"  {behavior} ({scores['n']})")]
+        assert len(lines) == 2 and lines[0].split()[-1] == f"{scores['ndcg@10']:.4f}"
+    assert model["merged"] == pytest.approx(model["overall"])
     card = (shop / "model" / "README.md").read_text()
     assert "library_name: transformers" in card and "trust_remote_code=True" in card
     assert f"{record['tasks']['target']['model']['overall']['hr@10']:.4f}" in card
@@ -111,23 +131,49 @@ def test_evaluate_with_reduced_histories_keeps_the_record(shop, tmp_path):
     run("evaluate", shop / "model", "--data", shop / "data", "--num-beams", 10, "--tasks", "target")
     kept = (shop / "model" / "evaluation.json").read_bytes()
     reports = {}
-    changes = {"targets": ["--drop-targets"], "none": ["--drop-low-levels", "0"], "new": ["--exclude-seen"]}
+    changes = {
+        "targets": ["--drop-targets"],
+        "whole": ["--drop-low-levels", "0"],
+        "half": ["--drop-low-levels", "0.5"],
+        "clickless": ["--drop-low-levels", "1"],
+        "new": ["--exclude-seen"],
+    }
     for name, flags in changes.items():
         output = tmp_path / f"{name}.json"
         run("evaluate", shop / "model", "--data", shop / "data", "--num-beams", 10, "--tasks", "target", *flags,
             "--output", output)  # fmt: skip
         reports[name] = json.loads(output.read_text())
     assert (shop / "model" / "evaluation.json").read_bytes() == kept
-    assert reports["none"]["tasks"] == json.loads(kept)["tasks"]
+    kept = json.loads(kept)["tasks"]["target"]
+    assert reports["whole"]["tasks"]["target"] == kept
+    assert reports["half"]["histories"] == "without 0.5 of the lowest level"
     assert reports["targets"]["histories"] == "without targets"
+    # The model sees the shorter histories as well as the baselines, and what is left out of them is counted right.
+    shown = [kept, *(reports[name]["tasks"]["target"] for name in ("half", "clickless", "targets"))]
+    for model in ("model", "recency"):
+        assert len({json.dumps(scores[model]) for scores in shown}) == 4
+    assert reports["clickless"]["tasks"]["target"]["recency"]["overall"]["hr@10"] == recency_without_clicks(shop)
     # Of lists without what was seen, nothing is found again; popularity and the model have room for what is new.
     for model in ("model", "recency", "recency_by_behavior", "popularity"):
         assert reports["new"]["tasks"]["target"][model]["repeat"]["hr@10"] == 0
         assert (reports["new"]["tasks"]["target"][model]["new"]["hr@10"] > 0) == ("recency" not in model)
-    assert reports["new"]["exclude_seen"] and not reports["none"]["exclude_seen"]
+    assert reports["new"]["exclude_seen"] and not reports["whole"]["exclude_seen"]
     # Whoever lists the history alone finds nothing once the targets are gone from it.
     assert reports["targets"]["tasks"]["target"]["recency"]["overall"]["hr@10"] == 0
-    assert json.loads(kept)["tasks"]["target"]["recency"]["overall"]["hr@10"] > 0
+    assert kept["recency"]["overall"]["hr@10"] > 0
+
+
+def recency_without_clicks(shop) -> float:
+    """HR@10 of the latest ten items that were not just clicked, by a loop over the users."""
+    from mbgen_hf import SequenceTable
+
+    table, hits = SequenceTable.load(shop / "data"), []
+    for start, end in zip(table.offsets[:-1], table.offsets[1:], strict=True):
+        if table.behaviors[end - 1] == table.schema.target_index:
+            row = list(zip(table.items[start : end - 1][-50:], table.behaviors[start : end - 1][-50:], strict=True))
+            items = [item for item, behavior in row if table.schema.names[behavior] != "click"]
+            hits.append(table.items[end - 1] in list(dict.fromkeys(reversed(items)))[:10])
+    return pytest.approx(sum(hits) / len(hits))
 
 
 def test_recommend_takes_a_history_from_the_command_line(shop, capsys):

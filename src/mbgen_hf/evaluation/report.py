@@ -5,13 +5,16 @@ from collections.abc import Sequence
 
 TASK_TITLES = {
     "target": "target behavior: the next item under the target behavior",
-    "behavior": "behavior-specific: the next item under the given behavior",
+    "behavior": "behavior-specific: the next item under the given behavior, merged over behaviors",
     "behavior_item": "behavior-item: the next behavior and item, both right",
 }
 
 
 def format_report(report: dict, metrics: Sequence[str] | None = None) -> str:
     """Lay out what `evaluate_tasks` returns, a block per task, a row per model.
+
+    In the behavior-specific task a row is the score merged over behaviors, which is the mean over cases. Below the
+    model and below the strongest of the baselines, by the last column, come the scores of each behavior.
 
     Args:
         report: `{task: {model name: {group: {"n": count, metric: mean}}}}`.
@@ -24,16 +27,34 @@ def format_report(report: dict, metrics: Sequence[str] | None = None) -> str:
         repeat, new = ("hr@10", "hr@10") if "hr@10" in first else (names[0], names[0])
         header = ["", *(_title(name) for name in names), f"repeat {_title(repeat)}", f"new {_title(new)}"]
         lines = [header]
+        detailed = _detailed(rows, names[-1]) if task == "behavior" else ()
         for model, groups in rows.items():
-            cells = [f"{groups['overall'][name]:.4f}" for name in names]
             split = [_cell(groups.get(group, {}), name) for group, name in (("repeat", repeat), ("new", new))]
-            lines.append([model, *cells, *split])
+            lines.append([model, *(_cell(groups["overall"], name) for name in names), *split])
+            if model in detailed:
+                lines += _behavior_lines(groups, names)
         counts = next(iter(rows.values()))
         shares = f"{counts['overall']['n']} cases"
         if "repeat" in counts:
             shares += f", {counts['repeat']['n']} repeats, {counts['new']['n']} new"
         blocks.append(f"{TASK_TITLES.get(task, task)} ({shares})\n{_align(lines)}")
     return "\n\n".join(blocks)
+
+
+def _detailed(rows: dict, metric: str) -> set[str]:
+    """The model, which comes first, and the strongest of the others."""
+    model, *others = rows
+    return {model, *([max(others, key=lambda name: rows[name]["overall"][metric])] if others else [])}
+
+
+def _behavior_lines(groups: dict, names: Sequence[str]) -> list[list[str]]:
+    """A line per behavior; repeats and new items are not told apart within one."""
+    prefix = "behavior:"
+    return [
+        [f"  {group.removeprefix(prefix)} ({scores['n']})", *(_cell(scores, name) for name in names), "", ""]
+        for group, scores in groups.items()
+        if group.startswith(prefix)
+    ]
 
 
 def _columns(rows: list[dict]) -> list[str]:
