@@ -1,10 +1,9 @@
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from shared_files import shared_path
 
 from mbgen_hf.baselines.popularity import PopularityBaseline
 from mbgen_hf.baselines.recency import RecencyBaseline, RecencyByBehaviorBaseline
@@ -16,7 +15,6 @@ from mbgen_hf.evaluation.protocols import leave_one_out_cases, task_cases, train
 from mbgen_hf.simulation import simulate_shop
 
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 VIEW, CART, BUY = range(3)
 SCHEMA = BehaviorSchema(("view", "cart", "buy"), (0, 1, 2), "buy")
 BASELINES = [
@@ -230,11 +228,8 @@ def test_baselines_reject_missing_fits_and_lengths(table):
 
 
 @pytest.fixture(scope="module")
-def taobao_log():
-    folder = Path(os.environ.get("MBGEN_DATA_DIR", REPOSITORY / ".." / "shared" / "data"))
-    path = folder / "taobao_kcore_fav_cart_buy" / "interactions.csv.gz"
-    if not path.is_file():
-        pytest.skip(f"{path} not found; set MBGEN_DATA_DIR to the folder of real logs")
+def taobao_log(data_dir):
+    path = shared_path(data_dir / "taobao_kcore_fav_cart_buy" / "interactions.csv.gz", "real log")
     log = pl.read_csv(path).rename({"user": "user_id", "item": "item_id"})
     labels = {"fav": 0, "cart": 1, "buy": 2}
     return log.with_columns(behavior=pl.col("behavior").replace_strict(labels, return_dtype=pl.Int8))

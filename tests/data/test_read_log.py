@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 import pyarrow as pa
 import pytest
+from shared_files import shared_path
 
 from mbgen_hf.data.read_log import InteractionLog, read_interaction_log
 
@@ -301,9 +302,7 @@ def plain_seconds(raw: str, options: dict) -> int:
 def test_read_log_real_logs_agree_with_their_source_and_with_plain_csv(
     folder: str, names: list[str], columns: list, depth: list, options: dict, numbers: tuple, data_dir: Path
 ) -> None:
-    if not (data_dir / folder).is_dir():
-        pytest.skip(f"{folder} not found in {data_dir}")
-    paths = [data_dir / folder / name for name in names]
+    paths = [shared_path(data_dir / folder, "real log") / name for name in names]
     roles = dict(zip(["user_id", "item_id", "behavior", "timestamp"], columns, strict=True))
     log = read_interaction_log(paths, roles, depth, **options)
     report = log.report
@@ -317,7 +316,7 @@ def test_read_log_real_logs_agree_with_their_source_and_with_plain_csv(
 
 
 def test_read_log_real_log_with_dropped_behavior(data_dir: Path) -> None:
-    paths = [data_dir / "jdata2016_month_heads" / name for name in JDATA16]
+    paths = [shared_path(data_dir / "jdata2016_month_heads", "real log") / name for name in JDATA16]
     roles = {"user_id": "user_id", "item_id": "sku_id", "behavior": "type", "timestamp": "time"}
     log = read_interaction_log(paths, roles, [1, 6, 5, 2, 4], drop_behaviors=[3], timestamp_format=STAMP)
     assert log.report.dropped == {"3": 590} and log.report.kept == 89997 - 590

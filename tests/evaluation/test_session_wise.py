@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
+from shared_files import shared_path
 
 from mbgen_hf.baselines.popularity import PopularityBaseline
 from mbgen_hf.baselines.recency import RecencyBaseline
@@ -243,9 +244,7 @@ def test_score_takes_session_wise_cases():
 )
 def test_recency_alone_on_real_logs(data_dir, name, behaviors, rule, users, expected):
     """Items of five or more interactions in the whole log (one pass, no minimum for users), then sessions."""
-    path = data_dir / name / "interactions.csv.gz"
-    if not path.is_file():
-        pytest.skip(f"{path} not found")
+    path = shared_path(data_dir / name / "interactions.csv.gz", "real log")
     labels = {behavior: label for label, behavior in enumerate(behaviors)}
     log = pl.read_csv(path).rename({"user": "user_id", "item": "item_id"})
     log = log.with_columns(pl.col("behavior").replace_strict(labels, return_dtype=pl.Int8))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from raw_forms import RAW_FORMS, gamer_files, write_raw
+from shared_files import shared_path
 
 from mbgen_hf import build_dataset
 from mbgen_hf.cli import main
@@ -130,9 +131,7 @@ REAL = {
 @pytest.mark.parametrize("folder", REAL)
 def test_real_logs_have_the_counts_of_their_source(folder: str, data_dir: Path) -> None:
     dataset, form, names, (rows, users, items), behaviors, dropped = REAL[folder]
-    if not (data_dir / folder).is_dir():
-        pytest.skip(f"{folder} not found in {data_dir}")
-    paths = tuple(data_dir / folder / name for name in names)
+    paths = tuple(shared_path(data_dir / folder, "real log") / name for name in names)
     raw = RawFiles(public_dataset(dataset), public_dataset(dataset).form(form), paths)
     report = read_raw_log(raw).report
     assert (report.rows, report.behaviors, report.dropped) == (rows, behaviors, dropped)
@@ -145,14 +144,12 @@ def test_real_logs_have_the_counts_of_their_source(folder: str, data_dir: Path) 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_real_log_is_built_under_its_usual_name(config: str, data_dir: Path, tmp_path: Path) -> None:
-    source = data_dir / "jdata2016_month_heads"
-    if not source.is_dir():
-        pytest.skip(f"{source} not found")
+    source = shared_path(data_dir / "jdata2016_month_heads", "real log")
     table, report = build_dataset("jdata", source, tmp_path / "out", config, sample_users=None)
     assert report["reading"]["rows"] == 89997 and table.num_interactions == report["result"]["rows"] > 0
     files = ["train.csv.gz", "test_new_item.csv.gz"]
-    other = data_dir / "jdata2018_mkmsr_demo"
-    if config == "sequential" and other.is_dir():
+    if config == "sequential":
+        other = shared_path(data_dir / "jdata2018_mkmsr_demo", "real log")
         table, report = build_dataset("jdata", other, form="jdata2018", files=files, sample_users=None)
         assert [Path(entry["path"]).name for entry in report["inputs"]] == files and table.num_users > 0
 
