@@ -32,10 +32,14 @@ DECODER = {
 PLAIN_QWEN3 = {"model.cross_level_layers": [], "model.routed_layers": [], "model.injection_layers": []}
 COPYING = {"model.copy_from_history": True, "validation.patience": 4}
 INFORMED = {**COPYING, "model.copy_item_behaviors": True}
+SESSION_WISE = {"model.session_wise_attention": True}
 MODELS = {
     "qwen3": ("gamer-small", {**DECODER, **PLAIN_QWEN3}),
+    "qwen3 + 4x": ("gamer-small", {**DECODER, **PLAIN_QWEN3, "data.augmentation": 4}),
+    "qwen3 session-wise": ("gamer-small", {**DECODER, **PLAIN_QWEN3, **SESSION_WISE}),
     "gamer": ("gamer-small", DECODER),
     "gamer + 4x": ("gamer-small", {**DECODER, "data.augmentation": 4}),
+    "gamer session-wise": ("gamer-small", {**DECODER, **SESSION_WISE}),
     "mbgen": ("mbgen-small", {}),
     "mbgen causal": ("mbgen-causal-small", {}),
     "qwen3 + copying": ("gamer-small", {**DECODER, **PLAIN_QWEN3, **COPYING}),
@@ -44,6 +48,7 @@ MODELS = {
     "qwen3 + informed copying": ("gamer-small", {**DECODER, **PLAIN_QWEN3, **INFORMED}),
     "gamer + informed copying": ("gamer-small", {**DECODER, **INFORMED}),
     "gamer + informed copying + 4x": ("gamer-small", {**DECODER, **INFORMED, "data.augmentation": 4}),
+    "gamer session-wise + informed copying": ("gamer-small", {**DECODER, **SESSION_WISE, **INFORMED}),
     "mbgen causal + informed copying": ("mbgen-causal-small", INFORMED),
     "mbgen + copying": ("mbgen-small", COPYING),
     "mbgen causal + copying": ("mbgen-causal-small", COPYING),
@@ -53,9 +58,33 @@ BASELINES = ("recency", "recency_by_behavior", "popularity")
 METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")
 
 
+def model_names(asked: str | None, protocol: str) -> list[str]:
+    """The models asked for, or all that a protocol has; 'MODEL @ KIND' counts as MODEL.
+
+    Raises:
+        ValueError: an unknown model, or session-wise attention under another protocol.
+    """
+    known = [SASREC, *MODELS]
+    needs_sessions = [name for name, (_, changes) in MODELS.items() if changes.get("model.session_wise_attention")]
+    if asked is None:
+        return [name for name in known if protocol == "session_wise" or name not in needs_sessions]
+    for name in asked.split(","):
+        base = name.partition(" @ ")[0]
+        if base not in known:
+            raise ValueError(f"`--models`: expected some of {known}, found {name!r}")
+        if base in needs_sessions and protocol != "session_wise":
+            raise ValueError(f"`--models`: expected {name!r} with --protocol session_wise only, found {protocol!r}")
+    return asked.split(",")
+
+
+def run_folder(results: Path, name: str, seed: int) -> Path:
+    """Where the run of a model with a seed lies; folders have the names without spaces."""
+    return results / f"{name.replace(' ', '')}-seed{seed}"
+
+
 def run_one(table: SequenceTable, name: str, seed: int, args: argparse.Namespace) -> dict:
     """Train and score one model with one seed, or read what an earlier call recorded."""
-    folder = args.output / f"{name.replace(' ', '')}-seed{seed}"
+    folder = run_folder(args.output, name, seed)
     record = folder / ("scores_of_new.json" if args.exclude_seen else "scores.json")
     if record.is_file():
         return json.loads(record.read_text(encoding="utf-8"))
@@ -161,7 +190,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description="Compare models on one prepared log.")
     parser.add_argument("data", type=Path, help="folder written by `mbgen prepare`")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--models", default=",".join([SASREC, *MODELS]), help="of " + ", ".join([SASREC, *MODELS]))
+    parser.add_argument("--models", help="some of " + ", ".join([SASREC, *MODELS]) + " (default: all of the protocol)")
     parser.add_argument("--item-ids", action="append", default=[], metavar="KIND=FOLDER",
         help="IDs of `mbgen fit-ids`, for models named 'MODEL @ KIND'; 'MODEL @ single' needs none")  # fmt: skip
     parser.add_argument("--protocol", choices=("leave_one_out", "session_wise"), default="leave_one_out")
@@ -177,13 +206,14 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.NAME=VALUE",
         help="change a setting of every preset")  # fmt: skip
     args = parser.parse_args(argv)
+    models = model_names(args.models, args.protocol)
     table = SequenceTable.load(args.data)
     if args.users is not None:
         table = table.sample_users(args.users)
     results: dict = {}
     ending = "_of_new" if args.exclude_seen else ""
     for seed in map(int, args.seeds.split(",")):
-        for name in args.models.split(","):
+        for name in models:
             results.setdefault(name, {})[str(seed)] = run_one(table, name, seed, args)
             args.output.mkdir(parents=True, exist_ok=True)
             (args.output / f"results{ending}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

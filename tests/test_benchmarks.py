@@ -62,6 +62,64 @@ def test_compare_models_writes_tables_and_its_curves_can_be_drawn(tmp_path, caps
         curves([str(data), str(tmp_path / "none.png")])
 
 
+def test_robustness_of_finished_runs_over_seeds(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    data, results = tmp_path / "data", tmp_path / "results"
+    data.mkdir()
+    shop = simulate_shop(num_users=120, num_items=24, seed=3).table()
+    with_sessions(shop, SessionRule("gap", gap_seconds=20_000)).save(data)
+    model = "gamer session-wise + informed copying"
+    options = [str(data), "--output", str(results), "--users", "40", "--num-beams", "10", "--steps", "2", "--seeds"]
+    options += ["0,1", "--validations", "1", "--validation-users", "5", "--models", model]
+    compare = load("compare_models").main
+    with pytest.raises(ValueError, match="'gamer session-wise . informed copying' with --protocol session_wise only"):
+        compare(options)
+    compare([*options, "--protocol", "session_wise"])
+    config = json.loads((results / "gamersession-wise+informedcopying-seed1" / "config.json").read_text())
+    assert config["session_wise_attention"] and config["copy_item_behaviors"]
+
+    script = load("robustness")
+    options = [str(data), str(results), "--users", "40", "--num-beams", "10", "--seeds", "0,1", "--shares", "0.5,1"]
+    found = script.main(options)
+    assert set(found) == {model} and len(found[model]) == 2
+    title, _, header, _, *rows = (results / "robustness.md").read_text().splitlines()
+    assert title.startswith("**ndcg@10** on the target task (data, session_wise, ")
+    assert header == "| | whole | 50% fewer click | no click | without the targets |"
+    names = ["recency", "recency by behavior", "popularity", model]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == names
+    # Baselines have no seed and so no spread; recency lists the history, in which the targets are no more.
+    assert "±" not in rows[0] and rows[0].endswith("| 0.0000 |") and rows[-1].count(" ± ") == 4
+    conditions = ["whole", "without 0.5 of the lowest level", "without 1 of the lowest level", "without targets"]
+    scores = [found[model][seed]["without 1 of the lowest level"]["model"]["overall"] for seed in (0, 1)]
+    assert f"{np.mean([one['ndcg@10'] for one in scores]):.4f} ± " in rows[3].split(" | ")[3]
+    for of_seed in found[model]:
+        assert list(of_seed) == conditions
+        assert len({json.dumps(of_seed[condition]["model"]) for condition in conditions}) == 4
+    monkeypatch.setattr(script, "evaluate_tasks", lambda *_, **__: pytest.fail("what is kept is not scored again"))
+    assert script.main([*options, "--metric", "hr@10"]) == found
+    assert (results / "robustness.md").read_text().startswith("**hr@10**")
+    with pytest.raises(ValueError, match="found none of ..gamer-seed0., .gamer-seed1.."):
+        script.main([*options, "--models", "gamer"])
+    with pytest.raises(ValueError, match="`--metric`: expected one of"):
+        script.main([*options, "--metric", "mrr"])
+
+
+def test_compare_models_names_its_models():
+    script = load("compare_models")
+    names = script.model_names
+    augmented = script.load_settings(*script.MODELS["qwen3 + 4x"])
+    assert augmented["data"]["augmentation"] == 4 and augmented["model"]["cross_level_layers"] == []
+    everything, plain = names(None, "session_wise"), names(None, "leave_one_out")
+    assert set(everything) - set(plain) == {
+        "qwen3 session-wise",
+        "gamer session-wise",
+        "gamer session-wise + informed copying",
+    }
+    assert names("gamer,gamer + copying @ single", "leave_one_out") == ["gamer", "gamer + copying @ single"]
+    with pytest.raises(ValueError, match="found 'bert'"):
+        names("gamer,bert", "leave_one_out")
+
+
 @pytest.fixture(scope="module")
 def training():
     with pytest.MonkeyPatch.context() as patch:
