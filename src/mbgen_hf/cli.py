@@ -94,8 +94,7 @@ _SHORT_SETTINGS = (
 
 
 def _run_train(args: argparse.Namespace) -> int:
-    from accelerate import PartialState
-
+    from mbgen_hf.processes import process_state
     from mbgen_hf.public_datasets.published import load_table
     from mbgen_hf.training.settings import load_settings, parse_change
     from mbgen_hf.training.train import train_model
@@ -116,7 +115,7 @@ def _run_train(args: argparse.Namespace) -> int:
         raise ValueError(f"`--preset`: expected a preset of {args.model}, found {args.preset!r}")
     table = load_table(args.data, args.config)
     train_model(table, settings, args.output, args.seed, args.resume, args.overwrite)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         print(f"checkpoint: {args.output}\nnext: mbgen evaluate {args.output} --data {args.data}{shown_config(args)}")
     return 0
 
@@ -157,12 +156,11 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from accelerate import PartialState
-
     from mbgen_hf.evaluation.evaluator import Recommender
     from mbgen_hf.evaluation.protocols import protocol_tasks
     from mbgen_hf.evaluation.report import format_report
     from mbgen_hf.evaluation.robustness import Reduction
+    from mbgen_hf.processes import process_state
     from mbgen_hf.public_datasets.published import load_table
     from mbgen_hf.training.checkpoint import load_checkpoint, write_text_whole
     from mbgen_hf.training.evaluation_record import evaluate_checkpoint, trained_protocol
@@ -193,7 +191,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         max_users=args.max_users,
         progress=sys.stderr.isatty(),
     )
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return 0
     if args.output:
         write_text_whole(args.output, json.dumps(evaluation, indent=2) + "\n")
@@ -203,7 +201,8 @@ def _run_evaluate(args: argparse.Namespace) -> int:
 
 def _add_recommend(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("recommend", help="top-k items for users or for a history", allow_abbrev=False,
-        description="Top-k raw item ids for users of a prepared folder, or for a given history.")  # fmt: skip
+        description="Top-k raw item ids for users of a prepared folder, or for a given history, alone or under "
+        "`accelerate launch`.")  # fmt: skip
     parser.set_defaults(run=_run_recommend)
     add = parser.add_argument
     _add_checkpoint_arguments(parser)
@@ -221,6 +220,7 @@ def _add_recommend(subparsers: argparse._SubParsersAction) -> None:
 def _run_recommend(args: argparse.Namespace) -> int:
     import json
 
+    from mbgen_hf.processes import process_state
     from mbgen_hf.public_datasets.published import load_table
     from mbgen_hf.recommendation import histories_of, recommend
     from mbgen_hf.training.checkpoint import load_checkpoint, write_text_whole
@@ -244,6 +244,8 @@ def _run_recommend(args: argparse.Namespace) -> int:
     lists = recommend(
         model, tokenizer, histories, users, behavior, args.k, args.num_beams, args.batch_size, args.exclude_seen
     )
+    if not process_state().is_main_process:
+        return 0
     rows = [
         {"user_id": user, "recommendations": [vars(entry) for entry in entries]}
         for user, entries in zip(users, lists, strict=True)

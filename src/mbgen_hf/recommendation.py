@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer, history_items
+from mbgen_hf.processes import failing_together, process_state, sum_over_processes
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ def recommend(
 ) -> list[list[Recommendation]]:
     """Top-k lists for a number of histories.
 
+    Under `accelerate launch` every process is to call it with the same histories; each answers for its share of the
+    batches and gets all lists back, the same as one process alone.
+
     Args:
         model: a checkpoint's model.
         tokenizer: its tokenizer.
@@ -42,32 +48,52 @@ def recommend(
         exclude_seen: leave the items of each history out of its list.
 
     Raises:
-        ValueError: unknown items or behaviors, or k below 1.
+        ValueError: unknown items or behaviors, k below 1, or another process failed.
     """
     if k < 1:
         raise ValueError(f"`k`: expected at least 1, found {k}")
+    state = process_state()
+    # Items, behaviors and scores; float64 holds every index exactly.
+    answers = torch.zeros(3, len(histories), k, dtype=torch.float64)
+    starts = range(0, len(histories), batch_size)
+    with failing_together():
+        # Whole batches go round: a history is padded like its neighbours, however many processes there are.
+        for start in starts[state.process_index :: state.num_processes]:
+            rows = slice(start, start + batch_size)
+            users = None if user_ids is None else list(user_ids[rows])
+            answers[:, rows] = _answers(
+                model, tokenizer, list(histories[rows]), users, behavior, k, num_beams, exclude_seen
+            )
+    items, behaviors, scores = sum_over_processes(answers)
+    items, labels, names = items.long().tolist(), behaviors.long().tolist(), tokenizer.token_space.behaviors
+    return [
+        [
+            Recommendation(names[label], tokenizer.item_ids[item].item(), score)
+            for item, label, score in zip(*row, strict=True)
+            if item >= 0
+        ]
+        for row in zip(items, labels, scores.tolist(), strict=True)
+    ]
+
+
+def _answers(
+    model, tokenizer: InteractionTokenizer, histories: list, users: list | None, behavior, k, num_beams, exclude_seen
+) -> torch.Tensor:
+    """`(3, batch_size, k)`: catalog indices, class labels and log-probabilities; indices are -1 where nothing is."""
+    # Whole histories: an item that the model no longer sees was still touched.
+    seen = {"exclude": tokenizer.item_sets([history_items(history) for history in histories])} if exclude_seen else {}
     session_wise = getattr(model.config, "session_wise_attention", False)
-    lists = []
-    for start in range(0, len(histories), batch_size):
-        batch = list(histories[start : start + batch_size])
-        users = None if user_ids is None else list(user_ids[start : start + batch_size])
-        # Whole histories: an item that the model no longer sees was still touched.
-        seen = {"exclude": tokenizer.item_sets([history_items(history) for history in batch])} if exclude_seen else {}
-        encoded = tokenizer.encode_history(batch, user_id=users, with_sessions=session_wise).to(model.device)
-        output = model.generate(
-            **encoded,
-            **seen,
-            behavior=behavior,
-            num_beams=max(num_beams, k, 2),  # Greedy search reports no scores.
-            num_return_sequences=k,
-            return_dict_in_generate=True,
-        )
-        pairs = tokenizer.decode_interactions(output.sequences)
-        scores = output.sequences_scores.tolist()
-        found = [pair and Recommendation(*pair, score) for pair, score in zip(pairs, scores, strict=True)]
-        rows = [found[row * k : (row + 1) * k] for row in range(len(batch))]
-        lists.extend([entry for entry in row if entry is not None] for row in rows)
-    return lists
+    encoded = tokenizer.encode_history(histories, user_id=users, with_sessions=session_wise).to(model.device)
+    output = model.generate(
+        **encoded,
+        **seen,
+        behavior=behavior,
+        num_beams=max(num_beams, k, 2),  # Greedy search reports no scores.
+        num_return_sequences=k,
+        return_dict_in_generate=True,
+    )
+    scores = output["sequences_scores"].view(len(histories), k)
+    return torch.stack([part.double().cpu() for part in (output["item_indices"], output["behavior_indices"], scores)])
 
 
 def histories_of(table: SequenceTable, user_ids: Sequence) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from mbgen_hf.baselines.baseline import Baseline
@@ -29,6 +28,7 @@ from mbgen_hf.evaluation.protocols import (
 )
 from mbgen_hf.models.token_space import BOS
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
+from mbgen_hf.processes import process_state, sum_over_processes
 
 
 ReduceHistories = Callable[[SequenceTable, EvaluationCases], tuple[SequenceTable, EvaluationCases]]
@@ -112,7 +112,7 @@ class Recommender:
             behavior: `(num_cases,)` class labels to ask for, or `None` to let the model predict the behavior too.
             progress: whether to show a progress bar.
         """
-        state = PartialState()
+        state = process_state()
         # Rows of similar length share a batch; every process takes every n-th batch and fills only its own rows.
         order = np.argsort(cases.history_end - cases.history_start, kind="stable")
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
@@ -127,10 +127,8 @@ class Recommender:
             items[rows], behaviors[rows] = output["item_indices"].cpu(), output["behavior_indices"].cpu()
             scores[rows] = output["sequences_scores"].view(len(rows), k).double().cpu()
         self.model.train(was_training)
-        if state.num_processes > 1:
-            # Each process filled its own rows and left zeros elsewhere: the sum has every row once.
-            for values in (items, behaviors, scores):
-                values.copy_(_sum_over_processes(values))
+        # Each process filled its own rows and left zeros elsewhere: the sum has every row once.
+        items, behaviors, scores = map(sum_over_processes, (items, behaviors, scores))
         return Recommendations(
             items.numpy().astype(np.int32), behaviors.numpy().astype(np.int8), scores.numpy().astype(np.float64)
         )
@@ -159,13 +157,6 @@ class Recommender:
         return self.model.generate(
             **inputs, prompt=prompt, num_beams=beams, num_return_sequences=k, return_dict_in_generate=True, **seen
         )
-
-
-def _sum_over_processes(values: torch.Tensor) -> torch.Tensor:
-    state = PartialState()
-    total = values.to(state.device if state.device.type != "mps" else "cpu")
-    torch.distributed.all_reduce(total)
-    return total.cpu()
 
 
 def evaluate_tasks(

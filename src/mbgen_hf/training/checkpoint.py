@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from accelerate import PartialState
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
@@ -17,6 +16,7 @@ from mbgen_hf.hub_errors import hub_errors
 from mbgen_hf.models.modeling_gamer import GamerForCausalLM
 from mbgen_hf.models.modeling_mbgen import MBGenForConditionalGeneration
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
+from mbgen_hf.processes import process_state
 
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
@@ -83,7 +83,7 @@ def load_checkpoint(name: str | Path, device: str | None = None) -> tuple[PreTra
         raise ValueError(f"{name}: expected every weight of the model, found {len(wrong)} missing, such as {wrong[0]}")
     if tokenizer.item_ids is None:
         raise ValueError(f"{name}: expected catalog.safetensors beside the tokenizer, found none")
-    return model.to(device or PartialState().device).eval(), tokenizer
+    return model.to(device or process_state().device).eval(), tokenizer
 
 
 def push_checkpoint(

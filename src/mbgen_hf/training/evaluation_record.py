@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-from accelerate import PartialState
-
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
 from mbgen_hf.evaluation.protocols import Protocol
+from mbgen_hf.processes import process_state
 from mbgen_hf.training.checkpoint import EVALUATION_FILE, checkpoint_file, load_checkpoint, write_text_whole
 from mbgen_hf.training.model_card import write_model_card
 
@@ -45,7 +44,7 @@ def evaluate_checkpoint(
         "max_history": recommender.tokenizer.max_history,
         "tasks": tasks,
     }
-    if folder is not None and PartialState().is_main_process:
+    if folder is not None and process_state().is_main_process:
         write_text_whole(Path(folder) / EVALUATION_FILE, json.dumps(evaluation, indent=2) + "\n")
         write_model_card(folder, recommender.model, recommender.tokenizer, evaluation)
     return evaluation

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from accelerate import PartialState
-
 from mbgen_hf.evaluation.evaluator import Recommender, evaluate_tasks
 from mbgen_hf.evaluation.protocols import protocol_tasks
 from mbgen_hf.evaluation.report import format_report
+from mbgen_hf.processes import process_state
 from mbgen_hf.public_datasets.published import load_table
 from mbgen_hf.training.settings import load_settings, parse_change
 from mbgen_hf.training.train import train_model
@@ -47,7 +46,7 @@ def train_and_evaluate(args: ScriptArguments, architecture: str) -> dict:
     protocol = settings["data"]["protocol"]
     tasks = protocol_tasks(protocol)
     report = evaluate_tasks(recommender, "test", tasks, max_users=args.max_users, protocol=protocol)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         print(format_report(report))
     return report
 

@@ -19,6 +19,7 @@ from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.evaluation.evaluator import Recommender, sample
 from mbgen_hf.evaluation.protocols import TASKS, protocol_cases, protocol_training_end, task_cases
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
+from mbgen_hf.processes import launched_on_cpu
 from mbgen_hf.training.architectures import ARCHITECTURES, TrainingData
 from mbgen_hf.training.catalog_codes import catalog_codes, check_item_id_settings, item_ids_fingerprint
 from mbgen_hf.training.checkpoint import (
@@ -199,6 +200,7 @@ def _training_arguments(settings: dict[str, Any], output_dir: Path, seed: int) -
         "restore_callback_states_from_checkpoint": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": "none",
+        "use_cpu": launched_on_cpu(),
         **settings["training"],
     }
     try:
