@@ -1,8 +1,6 @@
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,7 +8,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from launching import ENVIRONMENT, launch
 
+from mbgen_hf.cli import main
 from mbgen_hf.data.batches import RowCollator
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.data.user_rows import TrainingRows
@@ -23,19 +23,16 @@ from mbgen_hf.training.train import train_model
 from mbgen_hf.training.trainer import RecommendationTrainer
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 SHORT = (
     "--preset mbgen-small --cpu --batch-size 16 --max-steps 24 --set training.eval_strategy=steps "
     "--set training.eval_steps=6 --set training.logging_steps=1 --set training.disable_tqdm=true "
-    "--set validation.max_users=10 --set validation.num_beams=10 --set model.d_model=16 --set model.d_ff=32 "
-    "--set model.num_layers=1 --set model.num_decoder_layers=1 --set training.save_total_limit=9"
+    "--set validation.max_users=10 --set validation.num_beams=10 --set training.save_total_limit=9"
 ).split()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+MBGEN = "--set model.d_model=16 --set model.d_ff=32 --set model.num_layers=1 --set model.num_decoder_layers=1"
+GAMER = (
+    "--preset gamer-small --set model.hidden_size=16 --set model.intermediate_size=32 --set model.num_hidden_layers=2 "
+    "--set model.hidden_dropout=0.0 --set model.attention_dropout=0.0 --set model.expert_dropout=0.0"
+)
 
 
 def losses(history) -> dict[int, float]:
@@ -156,7 +153,7 @@ def test_training_never_reads_held_out_interactions(tmp_path, shop_table, tiny_s
 
 
 def test_a_run_killed_in_the_middle_resumes_with_the_same_losses(tmp_path, prepared):
-    command = [sys.executable, "-m", "mbgen_hf.cli", "train", str(prepared), *SHORT]
+    command = [sys.executable, "-m", "mbgen_hf.cli", "train", str(prepared), *SHORT, *MBGEN.split()]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, "--output", str(whole)], env=ENVIRONMENT, check=True, capture_output=True, timeout=120)
     process = subprocess.Popen(
@@ -178,37 +175,47 @@ def test_a_run_killed_in_the_middle_resumes_with_the_same_losses(tmp_path, prepa
     assert len(expected) == 24 and resumed == expected
 
 
+# Both models in one launch: starting processes takes longer than training them.
+RUNS = {
+    "mbgen": f"{MBGEN} --set model.dropout_rate=0.0",
+    "gamer": GAMER,
+    "gamer-packed": f"{GAMER} --set data.packing=true",
+}
+TRAIN_ALL = """
+import json, sys
+from pathlib import Path
+from mbgen_hf.cli import main
+
+for command in json.loads(Path(sys.argv[1]).read_text()):
+    assert main(command) == 0, command
+"""
+
+
 def test_two_processes_with_accumulation_train_like_one_with_four_times_the_batch(tmp_path, prepared):
-    arguments = ["train", str(prepared), *SHORT, "--set", "model.dropout_rate=0.0"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    subprocess.run(
-        [sys.executable, "-m", "mbgen_hf.cli", *arguments, "--output", str(one)],
-        env=ENVIRONMENT,
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    # `--multi_gpu` starts one process per worker, with or without GPUs; `--cpu` alone would quietly start one.
-    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
-    launch += f"--dynamo_backend no --main_process_port {free_port()} --module mbgen_hf.cli"
+    common = ["train", str(prepared), *SHORT, "--max-steps", "12"]
+    commands = {name: [*common, *words.split(), "--output"] for name, words in RUNS.items()}
+    for name, command in commands.items():
+        assert main([*command, str(tmp_path / "one" / name)]) == 0
     accumulated = ["--batch-size", "4", "--set", "training.gradient_accumulation_steps=2"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launch.split(), *arguments, *accumulated, "--output", str(two)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    parts = [[*command, str(tmp_path / "two" / name), *accumulated] for name, command in commands.items()]
+    # Not asked for the CPU, processes without an accelerator find each other all the same.
+    parts = [[word for word in command if word != "--cpu"] for command in parts]
+    (tmp_path / "commands.json").write_text(json.dumps(parts))
+    (tmp_path / "script.py").write_text(TRAIN_ALL)
+    done = launch(tmp_path / "script.py", tmp_path / "commands.json")
     assert done.returncode == 0, done.stderr[-3000:]
-    expected, found = read_losses(one), read_losses(two)
-    assert len(expected) == 24 and expected.keys() == found.keys()
-    for step, loss in expected.items():
-        assert found[step] == pytest.approx(loss, abs=1e-4), step
-    one, two = (json.loads((folder / "training_history.json").read_text()) for folder in (one, two))
-    # Every validation case is answered once, whichever process answers it.
-    for first, second in zip(one, two, strict=True):
-        for name in ("eval_ndcg@10", "eval_hr@10"):
-            assert second.get(name) == pytest.approx(first.get(name), abs=1e-6)
+    for name in RUNS:
+        one, two = (
+            json.loads((tmp_path / count / name / "training_history.json").read_text()) for count in ("one", "two")
+        )
+        expected, found = losses(one), losses(two)
+        assert len(expected) == 12 and expected.keys() == found.keys()
+        for step, loss in expected.items():
+            assert found[step] == pytest.approx(loss, abs=1e-4), (name, step)
+        # Every validation case is answered once, whichever process answers it.
+        for first, second in zip(one, two, strict=True):
+            for metric in ("eval_ndcg@10", "eval_hr@10"):
+                assert second.get(metric) == pytest.approx(first.get(metric), abs=1e-6)
 
 
 @pytest.mark.parametrize(
