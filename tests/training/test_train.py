@@ -226,6 +226,7 @@ def test_two_processes_with_accumulation_train_like_one_with_four_times_the_batc
         ({"training__fp16": True}, "`fp16`: expected bf16 or float32"),
         ({"model": "gamer", "data__augmentation_draw": "daily"}, "`augmentation_draw`: expected one of"),
         ({"data__window": "all"}, "`window`: expected one of"),
+        ({"data__causal_encoder": True}, "`data`: expected settings .*, found 'causal_encoder'"),
         ({"item_ids__base": 1}, "`base`: expected at least 2"),
     ],
 )

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from mbgen_hf.data.batch_shapes import PADDING, few_lengths, next_length, rounded_rows, widen
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.data.training_examples import PrefixExamples
 from mbgen_hf.data.user_rows import TrainingRows, UserRows
-from mbgen_hf.models.token_space import EOS, PAD
+from mbgen_hf.models.token_space import EOS
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
 
 
@@ -45,14 +46,22 @@ class PrefixCollator:
         table: the sequences.
         examples: the examples numbered.
         tokenizer: lays histories out; needs its catalog.
+        few_shapes: whether batches are padded up to a few lengths (`few_lengths`), for what is compiled.
 
     Calling it returns `input_ids` and `attention_mask` of shape `(batch_size, seq_len)` and `labels` of shape
     `(batch_size, m + 2)`: `[b, c0..c_{m-1}, EOS]`; `whole_rows` is true.
     """
 
-    def __init__(self, table: SequenceTable, examples: PrefixExamples, tokenizer: InteractionTokenizer):
+    def __init__(
+        self,
+        table: SequenceTable,
+        examples: PrefixExamples,
+        tokenizer: InteractionTokenizer,
+        few_shapes: bool = False,
+    ):
         self.table, self.examples, self.tokenizer = table, examples, tokenizer
         self.user_tokens = user_tokens(table, tokenizer)
+        self.few_lengths = few_lengths(examples.lengths) if few_shapes else None
 
     def set_epoch(self, epoch: int) -> None:
         """Examples are the same in every epoch."""
@@ -63,6 +72,9 @@ class PrefixCollator:
         users = None if self.user_tokens is None else self.user_tokens[self.examples.users[numbers]]
         items, behaviors = self.table.items, self.table.behaviors
         batch = self.tokenizer.encode_interactions(items, behaviors, starts, targets, users, max_history=len(items))
+        if self.few_lengths is not None:
+            longest = int((targets - starts).max())
+            batch = lengthened(batch, longest, next_length(longest, self.few_lengths), self.tokenizer)
         labels = self.tokenizer.interaction_token_ids(items, behaviors, targets)
         batch["labels"] = np.concatenate([labels, np.full((len(labels), 1), EOS)], axis=1)
         return {name: torch.from_numpy(values) for name, values in batch.items()} | {"whole_rows": True}
@@ -78,6 +90,8 @@ class RowCollator:
         packing: whether several rows share a row of the batch, none longer than the longest alone.
         loss_on_behaviors: whether behavior tokens count in the loss. The model leaves them out by itself; the labels
             do so as well, since `Trainer` divides by their number.
+        few_shapes: whether batches are padded up to a few lengths (`few_lengths`), and packed ones to a few numbers
+            of rows (`rounded_rows`), for what is compiled.
 
     Calling it returns `input_ids`, `attention_mask` and `labels`, each of shape `(batch_size, seq_len)`, padded on the
     right, and `session_ids` and `sequence_ids` where asked for. Labels are the ids, with -100 for padding, BOS and
@@ -94,11 +108,13 @@ class RowCollator:
         with_sessions: bool = False,
         packing: bool = False,
         loss_on_behaviors: bool = True,
+        few_shapes: bool = False,
     ):
         if with_sessions and not rows.has_sessions:
             raise ValueError("`rows`: expected sessions for session-wise attention, found none; prepare with sessions")
         self.rows, self.tokenizer = rows, tokenizer
         self.with_sessions, self.packing, self.loss_on_behaviors = with_sessions, packing, loss_on_behaviors
+        self.few_lengths = few_lengths(rows.lengths) if few_shapes else None
         # Shared memory, so that data loader workers started earlier hear of a new epoch as well.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -108,15 +124,13 @@ class RowCollator:
 
     def __call__(self, numbers: list[int]) -> dict[str, torch.Tensor]:
         rows = self.rows.draw(np.asarray(numbers), int(self._epoch))
-        starts, ends = rows.starts, rows.ends
+        starts, ends, longest = rows.starts, rows.ends, int(rows.lengths.max())
+        sessions = rows.sessions if self.with_sessions else None
         batch = self.tokenizer.encode_interactions(
-            rows.items,
-            rows.behaviors,
-            starts,
-            ends,
-            max_history=int((ends - starts).max()),
-            sessions=rows.sessions if self.with_sessions else None,
+            rows.items, rows.behaviors, starts, ends, max_history=longest, sessions=sessions
         )
+        if self.few_lengths is not None:
+            batch = lengthened(batch, longest, next_length(longest, self.few_lengths), self.tokenizer)
         width = self.tokenizer.token_space.num_code_levels + 1
         first = (self.tokenizer.history_prefix is not None) + (rows.loss_from - starts) * width
         column = np.arange(batch["input_ids"].shape[1])
@@ -127,10 +141,17 @@ class RowCollator:
         batch["labels"] = np.where(counts & (batch["attention_mask"] == 1), batch["input_ids"], -100)
         if self.packing:
             batch = pack_rows(batch)
+            if self.few_lengths is not None:
+                packed = len(batch["input_ids"])
+                batch = widen(batch, 0, rounded_rows(packed, len(numbers)) - packed)
         return {name: torch.from_numpy(values) for name, values in batch.items()} | {"whole_rows": not self.packing}
 
 
-PADDING = {"input_ids": PAD, "labels": -100, "session_ids": -1, "attention_mask": 0}
+def lengthened(
+    batch: dict[str, np.ndarray], length: int, wanted: int, tokenizer: InteractionTokenizer
+) -> dict[str, np.ndarray]:
+    """Pad a batch whose longest row has `length` interactions as if it had the wanted number."""
+    return widen(batch, (wanted - length) * (tokenizer.token_space.num_code_levels + 1))
 
 
 def pack_rows(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -208,4 +229,12 @@ class LengthGroupedBatchOrder(Sampler[int]):
         return iter(batches.reshape(-1).tolist())
 
 
-__all__ = ["ExampleIndices", "LengthGroupedBatchOrder", "PrefixCollator", "RowCollator", "pack_rows", "user_tokens"]
+__all__ = [
+    "ExampleIndices",
+    "LengthGroupedBatchOrder",
+    "PrefixCollator",
+    "RowCollator",
+    "lengthened",
+    "pack_rows",
+    "user_tokens",
+]

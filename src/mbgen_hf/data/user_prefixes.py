@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mbgen_hf.data.batches import user_tokens
+from mbgen_hf.data.batch_shapes import few_lengths, next_length
+from mbgen_hf.data.batches import lengthened, user_tokens
 from mbgen_hf.data.sequence_table import SequenceTable
 from mbgen_hf.data.training_examples import PrefixExamples
 from mbgen_hf.models.token_space import EOS
@@ -66,6 +67,8 @@ class PrefixRowCollator:
         table: the sequences.
         rows: the rows numbered.
         tokenizer: lays histories out, `[BOS, user?, interactions]`; needs its catalog.
+        few_shapes: whether histories are padded up to a few lengths (`few_lengths`), and predictions to as many, for
+            what is compiled.
 
     Calling it returns `input_ids` and `attention_mask` of shape `(batch_size, seq_len)`, padded on the right, `labels`
     of shape `(batch_size, n, m + 2)`, `[b, c0..c_{m-1}, EOS]` of up to n predicted interactions, -100 where a row has
@@ -75,7 +78,9 @@ class PrefixRowCollator:
         ValueError: a tokenizer whose histories end in a special token, which no prefix of a row would.
     """
 
-    def __init__(self, table: SequenceTable, rows: PrefixRows, tokenizer: InteractionTokenizer):
+    def __init__(
+        self, table: SequenceTable, rows: PrefixRows, tokenizer: InteractionTokenizer, few_shapes: bool = False
+    ):
         if tokenizer.history_prefix is None or tokenizer.history_suffix is not None:
             raise ValueError(
                 "`tokenizer`: expected a special token before a history and none behind it, found "
@@ -83,6 +88,7 @@ class PrefixRowCollator:
             )
         self.table, self.rows, self.tokenizer = table, rows, tokenizer
         self.user_tokens = user_tokens(table, tokenizer)
+        self.few_lengths = few_lengths(rows.lengths - 1) if few_shapes else None
 
     def set_epoch(self, epoch: int) -> None:
         """Rows are the same in every epoch."""
@@ -95,7 +101,14 @@ class PrefixRowCollator:
         users = None if self.user_tokens is None else self.user_tokens[self.rows.users[numbers]]
         items, behaviors = self.table.items, self.table.behaviors
         batch = self.tokenizer.encode_interactions(items, behaviors, starts, ends - 1, users, max_history=len(items))
-        targets = first[:, None] + np.arange((ends - first).max())
+        predicted = int((ends - first).max())
+        if self.few_lengths is not None:
+            longest = int((ends - 1 - starts).max())
+            wanted = next_length(longest, self.few_lengths)
+            batch = lengthened(batch, longest, wanted, self.tokenizer)
+            # As many as that history can hold, or one, as in the validation split.
+            predicted = 1 if predicted == 1 else wanted + 1
+        targets = first[:, None] + np.arange(predicted)
         counts = targets < ends[:, None]
         width = self.tokenizer.token_space.num_code_levels + 1
         labels = np.full((*targets.shape, width + 1), -100, dtype=np.int64)

@@ -19,6 +19,7 @@ from mbgen_hf.evaluation.protocols import EvaluationCases
 from mbgen_hf.models.configuration_gamer import GamerConfig
 from mbgen_hf.models.configuration_mbgen import MBGenConfig
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
+from mbgen_hf.training.attention_choice import check_attention
 from mbgen_hf.training.checkpoint import MODEL_CLASSES
 
 
@@ -46,19 +47,20 @@ def mbgen_data(
     max_history: int,
     cold_start: bool,
     causal_encoder: bool = False,
+    few_shapes: bool = False,
 ) -> TrainingData:
     """Every prefix is an example of its own (MBGen section 3.3); with a causal encoder a user is one."""
     training = training_examples(table, training_end, window, max_history, cold_start)
     held_out = PrefixExamples(validation.users, validation.history_start, validation.history_end)
     if causal_encoder:
         rows, others = PrefixRows.of_examples(training), PrefixRows.of_examples(held_out)
-        return TrainingData(PrefixRowCollator(table, rows + others, tokenizer), rows.lengths, len(others))
+        return TrainingData(PrefixRowCollator(table, rows + others, tokenizer, few_shapes), rows.lengths, len(others))
     joined = PrefixExamples(
         np.concatenate([training.users, held_out.users]),
         np.concatenate([training.starts, held_out.starts]),
         np.concatenate([training.targets, held_out.targets]),
     )
-    return TrainingData(PrefixCollator(table, joined, tokenizer), training.lengths, len(validation))
+    return TrainingData(PrefixCollator(table, joined, tokenizer, few_shapes), training.lengths, len(validation))
 
 
 def gamer_data(
@@ -74,12 +76,13 @@ def gamer_data(
     session_wise: bool = False,
     loss_on_behaviors: bool = True,
     seed: int = 0,
+    few_shapes: bool = False,
 ) -> TrainingData:
     """A user is an example (GAMER section 3.4); rows hold one interaction more than a history, the one predicted."""
     copies = Augmentation(augmentation, ratios, seed) if augmentation else None
     held_out = held_out_rows(table, validation.history_start, validation.history_end)
     rows = TrainingRows(table, training_end, max_history + 1, copies, held_out, augmentation_draw)
-    collator = RowCollator(rows, tokenizer, session_wise, packing, loss_on_behaviors)
+    collator = RowCollator(rows, tokenizer, session_wise, packing, loss_on_behaviors, few_shapes)
     return TrainingData(collator, rows.lengths[: rows.num_training], len(held_out))
 
 
@@ -91,21 +94,27 @@ class Architecture:
         config_class, model_class: its classes.
         data: makes `TrainingData` of a table; the keyword arguments are the `data` settings.
         history_suffix: special token behind a history.
+        attentions: the implementations of attention that it can be trained with, the default first.
     """
 
     config_class: type
     model_class: type[PreTrainedModel]
     data: Callable[..., TrainingData]
     history_suffix: str | None
+    attentions: tuple[str, ...]
 
     def build(
         self, table: SequenceTable, codes: np.ndarray, code_sizes: list[int], fields: dict[str, Any], max_history: int
     ) -> tuple[PreTrainedModel, InteractionTokenizer]:
         """A fresh model and its tokenizer for the catalog and behaviors of a table.
 
+        `fields` are those of the configuration, and `attn_implementation`, which is none.
+
         Raises:
             ValueError: unknown or contradicting fields.
         """
+        fields = dict(fields)
+        attention = fields.pop("attn_implementation", self.attentions[0])
         known = {field.name for field in dataclasses.fields(self.config_class)}
         unknown = sorted(set(fields) - known)
         if unknown:
@@ -116,10 +125,12 @@ class Architecture:
                 behavior_levels=list(table.schema.levels),
                 target_behavior=table.schema.target,
                 code_sizes=code_sizes,
+                attn_implementation=attention,
                 **fields,
             )
         except StrictDataclassError as error:
             raise ValueError(f"`model`: {error.__cause__ or error}") from error
+        check_attention(attention, self.attentions, config)
         causal = getattr(config, "causal_encoder", False)
         tokenizer = InteractionTokenizer(
             behaviors=config.behaviors,
@@ -138,8 +149,8 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "mbgen": Architecture(MBGenConfig, MODEL_CLASSES["mbgen"], mbgen_data, "<eos>"),
-    "gamer": Architecture(GamerConfig, MODEL_CLASSES["gamer"], gamer_data, None),
+    "mbgen": Architecture(MBGenConfig, MODEL_CLASSES["mbgen"], mbgen_data, "<eos>", ("sdpa", "eager")),
+    "gamer": Architecture(GamerConfig, MODEL_CLASSES["gamer"], gamer_data, None, ("sdpa", "eager", "flex_attention")),
 }
 
 

@@ -21,6 +21,7 @@ from mbgen_hf.evaluation.protocols import TASKS, protocol_cases, protocol_traini
 from mbgen_hf.models.tokenization_interactions import InteractionTokenizer
 from mbgen_hf.processes import launched_on_cpu
 from mbgen_hf.training.architectures import ARCHITECTURES, TrainingData
+from mbgen_hf.training.attention_choice import check_attention_device
 from mbgen_hf.training.catalog_codes import catalog_codes, check_item_id_settings, item_ids_fingerprint
 from mbgen_hf.training.checkpoint import (
     HISTORY_FILE,
@@ -101,9 +102,10 @@ def train_model(
     args = _training_arguments(settings, output_dir, seed)
     set_seed(seed)
     model, tokenizer = build_model(table, settings)
+    check_attention_device(model.config._attn_implementation, args.device)
     if args.use_liger_kernel:
         check_liger_kernel(model.config, args)
-    data = _training_data(table, tokenizer, settings, seed)
+    data = _training_data(table, tokenizer, settings, seed, few_shapes=args.torch_compile)
     num_training = len(data.lengths)
     validation, protocol = settings["validation"], settings["data"]["protocol"]
     recommender = Recommender(model, tokenizer, table, validation["num_beams"], args.per_device_eval_batch_size)
@@ -136,17 +138,14 @@ def train_model(
 def _check_settings(settings: dict[str, Any]) -> None:
     """Check names and plain types of what no class checks by itself; raises `ValueError`."""
     data = inspect.signature(ARCHITECTURES[settings["architecture"]].data).parameters
-    # These have a default, or follow from the model's settings.
-    derived = {name for name, parameter in data.items() if parameter.default is not parameter.empty}
+    data = {name: p for name, p in data.items() if p.annotation in _TYPES and name not in _FOLLOWING}
+    optional = {name for name, parameter in data.items() if parameter.default is not parameter.empty}
     expected = {
         "validation": {"task": (str,), "num_beams": (int,), "max_users": (int, type(None)), "patience": (int,)},
-        "data": {
-            "protocol": (str,),
-            **{name: _TYPES[p.annotation] for name, p in data.items() if p.annotation in _TYPES},
-        },
+        "data": {"protocol": (str,), **{name: _TYPES[p.annotation] for name, p in data.items()}},
     }
     for section, types in expected.items():
-        check_section(section, settings[section], types, optional=derived)
+        check_section(section, settings[section], types, optional)
     check_item_id_settings(settings["item_ids"])
     validation = settings["validation"]
     if validation["task"] not in TASKS:
@@ -157,6 +156,8 @@ def _check_settings(settings: dict[str, Any]) -> None:
 
 
 _TYPES = {int: (int,), bool: (bool,), str: (str,)}
+# What the data's makers are told by the model's settings and those of the run; no settings of their own.
+_FOLLOWING = ("causal_encoder", "few_shapes", "loss_on_behaviors", "seed", "session_wise")
 
 
 def _training_arguments(settings: dict[str, Any], output_dir: Path, seed: int) -> TrainingArguments:
@@ -223,9 +224,11 @@ def _check_training_numbers(section: dict[str, Any]) -> None:
         raise ValueError(f"`training.num_train_epochs`: expected more than 0, found {section['num_train_epochs']}")
 
 
-def _training_data(table: SequenceTable, tokenizer: InteractionTokenizer, settings: dict, seed: int) -> TrainingData:
+def _training_data(
+    table: SequenceTable, tokenizer: InteractionTokenizer, settings: dict, seed: int, few_shapes: bool
+) -> TrainingData:
     """Training examples, then those of the validation split."""
-    options = dict(settings["data"])
+    options = dict(settings["data"], few_shapes=few_shapes)
     protocol = options.pop("protocol")
     if settings["architecture"] == "gamer":
         options["session_wise"] = settings["model"].get("session_wise_attention", False)
