@@ -105,7 +105,7 @@ def train_model(
     check_attention_device(model.config._attn_implementation, args.device)
     if args.use_liger_kernel:
         check_liger_kernel(model.config, args)
-    data = _training_data(table, tokenizer, settings, seed, few_shapes=args.torch_compile)
+    data = _training_data(table, tokenizer, settings, seed, few_shapes=_records_each_shape(args))
     num_training = len(data.lengths)
     validation, protocol = settings["validation"], settings["data"]["protocol"]
     recommender = Recommender(model, tokenizer, table, validation["num_beams"], args.per_device_eval_batch_size)
@@ -222,6 +222,11 @@ def _check_training_numbers(section: dict[str, Any]) -> None:
         raise ValueError(f"`training.learning_rate`: expected a number of at least 0, found {rate}")
     if section.get("max_steps", -1) < 1 and not section.get("num_train_epochs", 1) > 0:
         raise ValueError(f"`training.num_train_epochs`: expected more than 0, found {section['num_train_epochs']}")
+
+
+def _records_each_shape(args: TrainingArguments) -> bool:
+    """Whether what is compiled is recorded anew for each shape; otherwise lengths become variable."""
+    return args.torch_compile and args.torch_compile_mode in ("reduce-overhead", "max-autotune")
 
 
 def _training_data(
