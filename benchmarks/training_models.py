@@ -24,8 +24,8 @@ BEHAVIORS = ["fav", "cart", "buy"]
 # Rows of a batch are what two cores take in about a second, the plain reference with its matrix of logits in 4 GB.
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"preset": "small", "code_sizes": [143] * 2, "batch": {"gamer": 64, "mbgen": 256}},
-    "paper": {"preset": "paper", "code_sizes": [64] * 3, "batch": {"gamer": 16, "mbgen": 64}},
-    "paper-semantic": {"preset": "paper", "code_sizes": [8192] * 4, "batch": {"gamer": 8, "mbgen": 32}},
+    "paper": {"preset": "paper", "code_sizes": [64] * 3, "batch": {"gamer": 64, "mbgen": 64}},
+    "paper-semantic": {"preset": "paper", "code_sizes": [8192] * 4, "batch": {"gamer": 32, "mbgen": 32}},
 }
 DROPOUT_FIELDS = {"gamer": ("hidden_dropout", "attention_dropout", "expert_dropout"), "mbgen": ("dropout_rate",)}
 Batch = dict[str, torch.Tensor]

@@ -82,7 +82,7 @@ def test_dropout_drops_the_share_asked_for_and_keeps_the_mean():
     assert Dropout(0.3).eval()(states) is states and (Dropout(0.3)(states) == 0).any()
 
 
-@pytest.mark.parametrize("keys", [7, 130])
+@pytest.mark.parametrize("keys", [7, 130, 530])
 @pytest.mark.parametrize("kind", ["boolean", "bias", "gradient", "none"])
 def test_attention_is_softmax_of_scores_times_values(keys, kind):
     queries, bias = torch.randn(2, 4, 5, 8, requires_grad=True), None
