@@ -16,8 +16,8 @@ from .by_hand import fuses_by_hand, kept_scale, product_dtype, runs_by_hand
 from .plain_attention import PlainAttention
 
 
-# Up to this many keys, attention by batched products beats the tiled kernel of the CPU, forward and backward (twice and
-# more in bfloat16). Beyond it, scores kept for the way back would take too much memory.
+# Up to this many keys, attention by batched products beats the tiled kernel of the CPU, forward and backward (twice
+# and more in bfloat16). Beyond it, scores kept for the way back would take too much memory.
 MAX_KEYS_OF_PLAIN_ATTENTION = 512
 # Added to the scores of hidden keys: finite in bfloat16 as well, so that a row without any visible key stays finite.
 HIDDEN = -1e30
