@@ -54,6 +54,7 @@ def draw(curves: dict[str, list[list[dict]]], output: Path, title: str) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.6), layout="constrained")
     for axis, (key, label) in zip(axes, PANELS.items(), strict=True):
@@ -62,6 +63,9 @@ def draw(curves: dict[str, list[list[dict]]], output: Path, title: str) -> None:
                 points = [(record["step"], record[key]) for record in records if key in record]
                 axis.plot(*zip(*points, strict=True), color=color, marker=".", lw=1.4, label=None if number else name)
         axis.set(title=label, xlabel="steps", xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
         if key != "eval_loss":
             axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
