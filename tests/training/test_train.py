@@ -374,6 +374,7 @@ def test_an_earlier_run_is_not_overwritten_or_mixed_up(tmp_path, shop_table, tin
         ({"training.per_device_train_batch_size": 0}, "`training.per_device_train_batch_size`: expected at least 1"),
         ({"training.learning_rate": float("nan")}, "`training.learning_rate`: expected a number of at least 0"),
         ({"training.num_train_epochs": 0}, "`training.num_train_epochs`: expected more than 0, found 0"),
+        ({"training.eval_strategy": "no"}, "`training.eval_strategy`: expected steps or epoch, .* found 'no'"),
         ({"training.dataloader_persistent_workers": True}, "`training.dataloader_persistent_workers`: expected false"),
     ],
 )

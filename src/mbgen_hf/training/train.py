@@ -176,6 +176,11 @@ def _training_arguments(settings: dict[str, Any], output_dir: Path, seed: int) -
             f"found {settings['training']['lr_scheduler_type']!r}"
         )
     _check_training_numbers(settings["training"])
+    if (strategy := settings["training"].get("eval_strategy", "epoch")) not in ("steps", "epoch"):
+        raise ValueError(
+            "`training.eval_strategy`: expected steps or epoch, since the checkpoint that validates best is kept, "
+            f"found {strategy!r}"
+        )
     if settings["training"].get("dataloader_persistent_workers"):
         # A loader draws its workers' seed whenever it starts; if it never starts again, a resumed run draws others.
         raise ValueError(
