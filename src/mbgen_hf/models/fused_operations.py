@@ -186,25 +186,18 @@ def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     return type(layer) is kind and getattr(layer, "bias", None) is None and not hooked
 
 
-def joined(dtype: torch.dtype, dim: int, *weights: torch.Tensor) -> torch.Tensor:
-    """Weights in another type, one behind the other along a dimension, in one pass."""
-    if len(weights) == 1:
-        return weights[0].to(dtype)
-    if all(weight.dtype == dtype for weight in weights):
-        return torch.cat(weights, dim=dim)
-    sizes = [weight.shape[dim] for weight in weights]
-    shape = [*weights[0].shape[:dim], sum(sizes), *weights[0].shape[dim + 1 :]]
-    joint = weights[0].new_empty(shape, dtype=dtype)
-    for part, weight in zip(joint.split(sizes, dim=dim), weights, strict=True):
-        part.copy_(weight)
-    return joint
-
-
 class _Joined(torch.autograd.Function):
+    """Weights of one type in another one, behind each other, in one pass."""
+
     @staticmethod
     def forward(ctx, dtype: torch.dtype, *weights: torch.Tensor) -> torch.Tensor:
         ctx.sizes, ctx.dtype = [len(weight) for weight in weights], weights[0].dtype
-        return joined(dtype, 0, *weights)
+        if ctx.dtype == dtype:
+            return torch.cat(weights)
+        joint = weights[0].new_empty(sum(ctx.sizes), weights[0].shape[1], dtype=dtype)
+        for part, weight in zip(joint.split(ctx.sizes), weights, strict=True):
+            part.copy_(weight)
+        return joint
 
     @staticmethod
     @once_differentiable
@@ -281,7 +274,6 @@ __all__ = [
     "dropout",
     "hidden_score",
     "is_plain",
-    "joined",
     "joint_linear",
     "norm_and_rotate",
     "reorder",
