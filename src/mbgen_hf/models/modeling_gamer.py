@@ -351,12 +351,9 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
         """Token positions; session numbers with session-wise attention; counted anew in each packed sequence."""
         if self.config.session_wise_attention:
             return session_ids[:, new] + 1
-        position = torch.arange(seen, seen + input_ids.shape[1], device=input_ids.device)[None]
         if sequence_ids is None:
-            return position
-        starts = torch.ones_like(sequence_ids, dtype=torch.bool)
-        starts[:, 1:] = sequence_ids[:, 1:] != sequence_ids[:, :-1]
-        return position - torch.where(starts, position, 0).cummax(dim=1).values
+            return torch.arange(seen, seen + input_ids.shape[1], device=input_ids.device)[None]
+        return torch.arange(input_ids.shape[1], device=input_ids.device) - _beginnings(sequence_ids)
 
     def _self_rule(self, all_input_ids, session_ids, sequence_ids) -> Callable | None:
         """What self-attention sees besides causality; `None` where causality is all."""
@@ -392,10 +389,7 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
         sequences = torch.zeros_like(keys) if sequence_ids is None else sequence_ids
         sessions = session_ids if self.config.session_wise_attention else None
         if sessions is not None:
-            opens = torch.ones_like(keys, dtype=torch.bool)
-            opens[:, 1:] = (sessions[:, 1:] != sessions[:, :-1]) | (sequences[:, 1:] != sequences[:, :-1])
-            places = torch.arange(keys.shape[1], device=keys.device)
-            lowest_before = lowest_before.gather(1, torch.where(opens, places, 0).cummax(dim=1).values)
+            lowest_before = lowest_before.gather(1, _beginnings(sessions, sequences))
         sees = lowest_before < queries - shift
 
         def strictly_lower(b, h, q, k):
@@ -432,6 +426,14 @@ class GamerModel(GamerPreTrainedModel, Qwen3Model):
         if by_kernel or not fuses_by_hand(states):
             return mask
         return torch.where(mask, 0.0, hidden_score(states.dtype)).to(states.dtype)
+
+
+def _beginnings(*groups: torch.Tensor) -> torch.Tensor:
+    """`(batch_size, seq_len)` column in which each run of tokens begins that agree in all of these groups."""
+    opens = torch.ones_like(groups[0], dtype=torch.bool)
+    opens[:, 1:] = torch.stack([group[:, 1:] != group[:, :-1] for group in groups]).any(0)
+    columns = torch.arange(opens.shape[1], device=opens.device)
+    return torch.where(opens, columns, 0).cummax(dim=1).values
 
 
 class GamerForCausalLM(ConstrainedGenerationMixin, GamerPreTrainedModel, Qwen3ForCausalLM):
